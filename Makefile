@@ -1,0 +1,36 @@
+# Every target with what it does: `make help`. PRESET, SEED and the like are passed on: make train PRESET=scenes SEED=1
+PYTHON ?= python3
+BIN := .venv/bin
+PRESET ?= demo
+SEED ?= 0
+READY := .venv/.ready
+.PHONY: help setup demo train tables test check export readme docs lock clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([^:]+):[^#]*## /  make \1\t/' | expand -t 22
+
+setup: $(READY) ## install into .venv, from the lock file
+$(READY): requirements.lock pyproject.toml
+	@echo 'Installing into .venv (PyTorch is large: two minutes or more) ...' && $(PYTHON) -m venv .venv && $(BIN)/pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python -r requirements.lock && $(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e . && touch $@
+
+demo: $(READY) ## train from scratch on rendered scenes, evaluate, write results/demo: ten minutes on two cores
+	@$(BIN)/unsamflow demo
+
+train: $(READY) ## train PRESET with SEED into results/PRESET, or go on training
+	@$(BIN)/unsamflow run train preset=$(PRESET) seed=$(SEED)
+
+test: $(READY) ## run every notebook and every test
+	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --path nbs --n_workers 2 --do_print && $(BIN)/python -m pytest tests
+
+check: $(READY) ## fail when the library, the stored notebooks or the README differ from the notebooks
+	@$(BIN)/python docs/check.py
+
+export: $(READY) ## library, clean notebooks and README from the notebooks
+	@$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(BIN)/python docs/pages.py readme
+
+lock: $(READY) ## pin the newest versions that pyproject.toml allows
+	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --no-annotate --no-emit-index-url --no-header -q --upgrade -o requirements.lock
+
+clean: ## remove what can be made again, but no result
+	@rm -rf build dist *.egg-info _docs _proc .pytest_cache && find . -name __pycache__ -prune -exec rm -rf {} +
