@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COLOUR_OPERATORS', 'View', 'check_view', 'draw_uniform', 'Appearance', 'jitter_colour', 'blur', 'affine_matrices',
            'apply_affine', 'corners_inside', 'first_valid', 'mirror_matrices', 'AffinePair', 'draw_affines',
-           'sample_at', 'transform_view', 'transform_flow', 'move_labels', 'add_noise', 'on_device', 'occlusion_crop']
+           'sample_at', 'transform_view', 'transform_flow', 'move_labels', 'add_noise', 'on_device', 'occlusion_crop',
+           'pick_objects', 'pick_object', 'ObjectCache', 'paste_object', 'add_label', 'vary_objects', 'paste_objects']
 
 # %% ../nbs/07_augmentation.ipynb #a58a5df0
 import torch
@@ -336,3 +337,181 @@ def occlusion_crop(
         if tensor is None: return None
         return tensor.flatten(2).gather(2, index[:, None].expand(-1, tensor.shape[1], -1)).unflatten(2, size)
     return View(*map(cut, view))
+
+# %% ../nbs/07_augmentation.ipynb #da764062
+def pick_objects(
+    key_objects: list[Tensor | None],  # per sample (K, 1, H, W) bool, K may be 0, or None
+    size: tuple[int, int],  # (H, W) of the frames
+    min_share: float = 0.005,  # smaller objects, as a share of the frame, are left out
+    generator: Generator | None = None,  # source of randomness
+) -> tuple[Tensor, Tensor]:  # masks (B, 1, H, W) bool, and (B,) bool: whether the sample has one
+    "One random key object per sample among those large enough. Raises ValueError on masks of another shape (UnSAMFlow, Sec. 3.3)."
+    picked = [pick_object(objects, size, min_share, generator) for objects in key_objects]
+    return tuple(map(torch.stack, zip(*picked)))
+
+def pick_object(
+    objects: Tensor | None,  # (K, 1, H, W) bool
+    size: tuple[int, int],  # (H, W) of the frame
+    min_share: float,  # least share of the frame
+    generator: Generator | None = None,  # source of randomness
+) -> tuple[Tensor, Tensor]:  # mask (1, H, W) bool, and () bool
+    "A random one of a sample's key objects: the large ones compete with random scores, the others have -1."
+    if objects is None: objects = torch.zeros(0, 1, *size, dtype=torch.bool)
+    if objects.shape[1:] != (1, *size): raise ValueError(f'key objects must be (K, 1, {size[0]}, {size[1]}), like the frames, found {tuple(objects.shape)}')
+    if not len(objects): return objects.new_zeros((1, *size), dtype=torch.bool), objects.new_zeros((), dtype=torch.bool)
+    large = objects.bool().flatten(1).sum(1) >= min_share * size[0] * size[1]
+    score = draw_uniform((len(objects),), 0, 1, generator).to(large.device, non_blocking=True)
+    best, index = torch.where(large, score, -1).max(0, keepdim=True)
+    return objects.bool().index_select(0, index)[0], best[0] >= 0
+
+# %% ../nbs/07_augmentation.ipynb #0e2f3310
+class ObjectCache:
+    "Key objects of earlier samples with their mean motion, on the device of the frames (UnSAMFlow, Sec. 3.3)."
+    def __init__(
+        self,
+        size: int = 100,  # number of objects
+        min_share: float = 0.005,  # objects under this share of the frame are left out
+    ):
+        self.size, self.min_share, self.frame, self._full = size, min_share, None, False
+        self.filled = torch.zeros(size, dtype=torch.bool)
+        self.motion = torch.zeros(size, 2)
+        self.rgba = torch.zeros(size, 4, 0, 0, dtype=torch.uint8)  # colour inside the object, 0 outside; mask 0 or 255
+
+    @property
+    def full(self) -> bool:
+        "Whether every place is taken: from then on, and only then, objects may be sampled."
+        self._full = self._full or bool(self.filled.all())  # a full cache stays full: no more waiting for the device
+        return self._full
+
+    def push(
+        self,
+        image_1: Tensor,  # (B, 3, H, W), in [0, 1], appearance-transformed
+        key_objects: list[Tensor | None],  # per sample (K, 1, H, W) bool, or None
+        flow: Tensor,  # (B, 2, H, W), pixels, the first pass's
+        generator: Generator | None = None,  # source of randomness
+    ) -> None:
+        "Store one random key object of each sample that has any: in empty places first, then in random ones. Raises ValueError on shapes that do not fit."
+        size = tuple(image_1.shape[-2:])
+        self._prepare(image_1, key_objects, flow)
+        mask, found = pick_objects(key_objects, size, self.min_share, generator)
+        mask, found = mask.to(image_1.device, non_blocking=True), found.to(image_1.device, non_blocking=True)
+        motion = (flow.float() * mask).sum((2, 3)) / mask.sum((2, 3)).clamp(min=1)
+        found = found & motion.isfinite().all(1)
+        rgba = torch.cat([image_1.float() * mask, mask], 1).clamp(0, 1).mul(255).round().byte()
+        self._store(rgba, motion, found, generator)
+
+    def _prepare(self, image_1, key_objects, flow):
+        "Check shapes; make room at the first push; follow the frames to their device."
+        batch, _, *frame = image_1.shape
+        if flow.shape != (batch, 2, *frame): raise ValueError(f'flow must be {(batch, 2, *frame)}, like image_1 {tuple(image_1.shape)}, found {tuple(flow.shape)}')
+        if len(key_objects) != batch: raise ValueError(f'key_objects must have one entry for each of {batch} samples, found {len(key_objects)}')
+        if batch > self.size: raise ValueError(f'{batch} samples do not fit into a cache of {self.size}')
+        if self.frame is None:
+            self.frame, self.rgba = tuple(frame), torch.zeros(self.size, 4, *frame, dtype=torch.uint8)
+        if self.frame != tuple(frame): raise ValueError(f'the cache holds objects of frames of {self.frame} pixels (height, width), found {tuple(frame)}')
+        self._to(image_1.device)
+
+    def _to(self, device):
+        self.filled, self.motion, self.rgba = (tensor.to(device) for tensor in (self.filled, self.motion, self.rgba))
+
+    def _store(self, rgba, motion, found, generator):
+        "Write the found ones of a batch without asking the device how many there are: the others write their place's old content back."
+        lot = draw_uniform((self.size,), 0, 1, generator).to(found.device, non_blocking=True)
+        place = (lot + ~self.filled).topk(len(found)).indices  # all different, empty places first
+        order = found.int().argsort(descending=True, stable=True)  # so that found ones take the empty places
+        found = found[order]
+        new = [(self.rgba, rgba[order], found[:, None, None, None]), (self.motion, motion[order], found[:, None])]
+        for store, value, keep in new: store[place] = torch.where(keep, value, store[place])
+        self.filled[place] |= found
+
+    def sample(
+        self,
+        batch: int,  # number of samples
+        per_sample: int,  # objects for each
+        generator: Generator | None = None,  # source of randomness
+    ) -> tuple[Tensor, Tensor]:  # (batch, per_sample, 4, H, W) uint8, colour and mask; (batch, per_sample, 2), pixels
+        "Objects, all different within the batch, and their mean motions. Raises ValueError when the cache is not full or too small."
+        if not self.full: raise ValueError(f'the cache of {self.size} objects is used once full; check cache.full')
+        if batch * per_sample > self.size: raise ValueError(f'{batch} x {per_sample} different objects asked for, the cache holds {self.size}')
+        device = 'cpu' if generator is None else generator.device
+        index = torch.randperm(self.size, generator=generator, device=device)[:batch * per_sample]
+        index = index.to(self.rgba.device, non_blocking=True).view(batch, per_sample)
+        return self.rgba[index], self.motion[index]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        "Tensors that safetensors can hold: of the frames, only the objects' pixels and where they lie."
+        place = self.rgba[:, 3].flatten().nonzero()[:, 0]
+        colour = self.rgba[:, :3].permute(0, 2, 3, 1).reshape(-1, 3)[place]
+        frame = torch.tensor(self.rgba.shape[-2:])
+        return dict(frame=frame, filled=self.filled.clone(), motion=self.motion.clone(), place=place, colour=colour)
+
+    def load_state_dict(
+        self,
+        state: dict[str, Tensor],  # as `state_dict` returns it
+    ) -> None:
+        "Raises ValueError when `state` is not that of a cache of this size."
+        expected = {'frame', 'filled', 'motion', 'place', 'colour'}
+        if set(state) != expected: raise ValueError(f'the state of a cache has {sorted(expected)}, found {sorted(state)}')
+        height, width = state['frame'].tolist()
+        found = {name: tuple(state[name].shape) for name in expected}
+        count, pixels = len(state['place']), self.size * height * width
+        shapes = dict(frame=(2,), filled=(self.size,), motion=(self.size, 2), place=(count,), colour=(count, 3))
+        if found != shapes: raise ValueError(f'a cache of {self.size} objects expects {shapes}, found {found}')
+        if count and not 0 <= state['place'].min() <= state['place'].max() < pixels: raise ValueError(f'place must lie in [0, {pixels})')
+        rgba = torch.zeros(pixels, 4, dtype=torch.uint8, device=state['colour'].device)
+        rgba[state['place']] = F.pad(state['colour'], (0, 1), value=255)
+        self.rgba = rgba.view(self.size, height, width, 4).permute(0, 3, 1, 2).contiguous()
+        self.filled, self.motion, self._full = state['filled'].clone(), state['motion'].clone(), False
+        self.frame = (height, width) if pixels else None
+
+# %% ../nbs/07_augmentation.ipynb #ffcc3aae
+def paste_object(
+    view: View,  # the pair that the object enters
+    rgba: Tensor,  # (B, 4, H, W) uint8: one object per sample, where it stands in frame 1; colour 0 outside
+    motion: Tensor,  # (B, 2), pixels, x then y
+) -> View:  # the same size
+    "Put one object into both frames: at its place in frame 1, displaced by `motion` in frame 2 (UnSAMFlow, Sec. 3.3)."
+    height, width = rgba.shape[-2:]
+    x, y = pixel_grid(height, width, rgba.device)
+    rgba = rgba.float() / 255
+    inside = rgba[:, 3:] > 0
+    moved = sample_at(rgba, x - motion[:, 0, None, None], y - motion[:, 1, None, None], padding='zeros')
+    return View(
+        torch.where(inside, rgba[:, :3], view.image_1), view.image_2 * (1 - moved[:, 3:]) + moved[:, :3],
+        torch.where(inside, motion[..., None, None], view.flow), view.visible.masked_fill(inside, 1),
+        add_label(view.segments_1, inside), add_label(view.segments_2, moved[:, 3:] > 0.5))
+
+def add_label(
+    segments: Tensor | None,  # (B, 1, H, W) integer, or None
+    inside: Tensor,  # (B, 1, H, W) bool
+) -> Tensor | None:  # (B, 1, H, W)
+    "Give a region each sample's next free label."
+    return None if segments is None else torch.where(inside, segments.amax((1, 2, 3), keepdim=True) + 1, segments)
+
+# %% ../nbs/07_augmentation.ipynb #72f7ab32
+def vary_objects(
+    rgba: Tensor,  # (B, N, 4, H, W) uint8
+    motion: Tensor,  # (B, N, 2), pixels
+    generator: Generator | None = None,  # source of randomness
+) -> tuple[Tensor, Tensor]:  # the same shapes
+    "Mirror the whole frame with probability 0.5, scale the motion by 0.8 to 1.5, reverse it with probability 0.5."
+    draw = partial(draw_uniform, motion.shape[:2], generator=generator)
+    mirrored, speed = draw(0, 1) < 0.5, draw(0.8, 1.5) * torch.where(draw(0, 1) < 0.5, -1., 1.)
+    change = torch.stack([torch.where(mirrored, -speed, speed), speed], -1)  # u changes sign in the mirror
+    mirrored, change = mirrored.to(rgba.device, non_blocking=True), change.to(rgba.device, non_blocking=True)
+    return torch.where(mirrored[..., None, None, None], rgba.flip(-1), rgba), motion * change
+
+# %% ../nbs/07_augmentation.ipynb #459beb5e
+def paste_objects(
+    view: View,  # the appearance-transformed pair with the first pass's flow
+    cache: ObjectCache,  # full, of the same frame size
+    per_sample: int = 3,  # objects pasted into each pair
+    generator: Generator | None = None,  # source of randomness
+) -> View:  # the same size
+    "Paste different key objects of earlier samples, one after another. Raises ValueError when the cache is not full or of another frame size (UnSAMFlow, Sec. 3.3)."
+    batch, height, width = check_view(view)
+    if cache.frame not in (None, (height, width)): raise ValueError(f'the cache holds objects of frames of {cache.frame} pixels (height, width), found {(height, width)}')
+    rgba, motion = cache.sample(batch, per_sample, generator)
+    rgba, motion = vary_objects(rgba.to(view.flow.device), motion.to(view.flow.device), generator)
+    for n in range(per_sample): view = paste_object(view, rgba[:, n], motion[:, n])
+    return view
