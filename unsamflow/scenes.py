@@ -78,9 +78,9 @@ def bounded_homography(
     limit: float,  # longest displacement, pixels
     carrier: np.ndarray = np.eye(3),  # (3, 3), applied after the motion
 ) -> np.ndarray:  # (3, 3) float64
-    """Homography of a motion about the outline's middle, then of what carries it; scaled down until no point moves farther than the limit.
+    """Homography of a motion about the outline's middle, then of its carrier; the motion shrinks until no point exceeds the limit.
 
-    Where the carrier alone moves farther, it is the carrier."""
+    Where the carrier alone exceeds it, the carrier is returned."""
     centre, extent = outline.mean(0), max(np.ptp(outline, axis=0).max(), 1)
     for _ in range(20):
         homography = carrier @ motion_homography(motion, centre, extent)
@@ -94,13 +94,14 @@ def _circle(angles):
     return np.stack([np.cos(angles), np.sin(angles)], -1)
 
 
-def _polygon(rng, corners):
+def _polygon(rng, corners, least=0.45):
+    "Corners at roughly even angles, at distances between `least` and 1."
     angles = (np.arange(corners) + rng.uniform(-0.25, 0.25, corners)) * 2 * np.pi / corners
-    return rng.uniform(0.55, 1, (corners, 1)) * _circle(angles)
+    return rng.uniform(least, 1, (corners, 1)) * _circle(angles)
 
 
 def _blob(rng, points):
-    "A circle whose radius is a short Fourier series; without its waves, what becomes an ellipse."
+    "A circle whose radius is a short Fourier series."
     angles, waves = np.arange(points) * 2 * np.pi / points, np.arange(2, 6)
     phases, sizes = rng.uniform(0, 2 * np.pi, 4), rng.normal(0, 0.35, 4) / waves
     radius = 1 + (sizes * np.cos(angles[:, None] * waves + phases)).sum(1, keepdims=True)
@@ -109,7 +110,7 @@ def _blob(rng, points):
 
 def _bezier(rng, points):
     "Quadratic Bezier arcs between the midpoints of a polygon's sides, its corners as control points."
-    corners = _polygon(rng, rng.integers(5, 10))
+    corners = _polygon(rng, rng.integers(5, 10), least=0.25)
     start, end = (corners + np.roll(corners, 1, 0)) / 2, (corners + np.roll(corners, -1, 0)) / 2
     t = np.arange(0, 1, len(corners) / points)[:, None, None]
     return ((1 - t) ** 2 * start + 2 * t * (1 - t) * corners + t**2 * end).transpose(1, 0, 2).reshape(-1, 2)
@@ -511,7 +512,7 @@ def disturb_masks(
     ragged: float = 0.0,  # standard deviation of the borders' displacement, pixels
     dropped: float = 0.0,  # probability that a mask is missing
     merged: float = 0.0,  # probability that a mask swallows a neighbour
-    smooth: float = 1.5,  # sigma of the displacement field, pixels
+    smooth: float = 3.0,  # sigma of the displacement field, pixels
 ) -> list:  # of (H, W) bool
     "Masks with the faults of a real segmenter."
     masks = _merge(rng, [mask for mask in masks if rng.uniform() >= dropped], merged)
@@ -531,7 +532,8 @@ def render(
 ) -> Scene:
     "A random scene."
     surfaces, shape = draw_surfaces(world, scenes), (scenes.height, scenes.width)
-    owners, homographies = np.array([surface.owner for surface in surfaces]), np.stack([surface.homography for surface in surfaces])
+    owners = np.array([surface.owner for surface in surfaces])
+    homographies = np.stack([surface.homography for surface in surfaces])
     (image_1, seen_1), (image_2, seen_2) = (render_frame(surfaces, shape, second) for second in (False, True))
     flow_12, flow_21 = exact_flow(seen_1, homographies), exact_flow(seen_2, np.linalg.inv(homographies))
     image_2, deviation = relight(light, image_2, scenes.lighting), scenes.noise * light.uniform()
