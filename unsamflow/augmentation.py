@@ -4,20 +4,24 @@
 
 # %% auto #0
 __all__ = ['COLOUR_OPERATORS', 'View', 'check_view', 'draw_uniform', 'Appearance', 'jitter_colour', 'blur', 'affine_matrices',
-           'apply_affine', 'corners_inside', 'first_valid', 'mirror_matrices', 'AffinePair', 'draw_affines',
-           'sample_at', 'transform_view', 'transform_flow', 'move_labels', 'add_noise', 'on_device', 'occlusion_crop',
-           'pick_objects', 'pick_object', 'ObjectCache', 'paste_object', 'add_label', 'vary_objects', 'paste_objects']
+           'apply_affine', 'corners_inside', 'first_valid', 'draw_affines', 'mirror_matrices', 'transform_flow',
+           'sample_at', 'move_labels', 'transform_view', 'on_device', 'add_noise', 'AffinePair', 'occlusion_crop',
+           'pick_object', 'claim_places', 'pack_objects', 'unpack_objects', 'ObjectCache', 'paste_object', 'add_label',
+           'vary_objects', 'paste_objects']
 
-# %% ../nbs/07_augmentation.ipynb #a58a5df0
-import torch
-from dataclasses import dataclass
+# %% ../nbs/07_augmentation.ipynb #8a39487e
 from functools import partial
+from math import ceil, pi
 from typing import NamedTuple
+
+import torch
 from kornia.enhance import adjust_brightness_accumulative, adjust_contrast_with_mean_subtraction, adjust_hue, adjust_saturation_with_gray_subtraction
 from kornia.filters import gaussian_blur2d
-from math import ceil, pi
+from pydantic import ConfigDict, Field, PositiveFloat
+from pydantic.dataclasses import dataclass
 from torch import Generator, Tensor
 from torch.nn import functional as F
+
 from .flow import pixel_grid
 
 # %% ../nbs/07_augmentation.ipynb #265381e9
@@ -34,15 +38,15 @@ class View(NamedTuple):
 def check_view(
     view: View,  # the batch to check
 ) -> tuple[int, int, int]:  # its batch size, height and width
-    "Raises ValueError, naming the field, when a field of `view` has another shape than its images call for."
-    shape = view.image_1.shape
-    if len(shape) != 4 or shape[1] != 3: raise ValueError(f'image_1 must be (B, 3, H, W), found {tuple(shape)}')
+    "Raises ValueError, naming the field, when a field of `view` has another shape than its frames call for."
+    shape = tuple(view.image_1.shape)
+    if len(shape) != 4 or shape[1] != 3: raise ValueError(f'image_1: expected (B, 3, H, W), found {shape}')
     batch, _, height, width = shape
     for (name, tensor), channels in zip(view._asdict().items(), (3, 3, 2, 1, 1, 1)):
         if tensor is None and name.startswith('segments'): continue
-        found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+        found = tuple(tensor.shape) if isinstance(tensor, Tensor) else tensor
         expected = (batch, channels, height, width)
-        if found != expected: raise ValueError(f'{name} must be {expected}, like image_1 {tuple(shape)}, found {found}')
+        if found != expected: raise ValueError(f'{name}: expected {expected}, to go with image_1 {shape}, found {found}')
     return batch, height, width
 
 # %% ../nbs/07_augmentation.ipynb #0a49d1af
@@ -56,69 +60,71 @@ def draw_uniform(
     device = 'cpu' if generator is None else generator.device
     return low + (high - low) * torch.rand(shape, generator=generator, device=device)
 
-# %% ../nbs/07_augmentation.ipynb #8fecbaee
-@dataclass(frozen=True)
+# %% ../nbs/07_augmentation.ipynb #4d92167a
+@dataclass(frozen=True, config=ConfigDict(extra='forbid'))
 class Appearance:
-    "Colour jitter in random order, then Gaussian blur, the same for both frames (UnSAMFlow, Sec. 3.2; after ARFlow)."
-    brightness: float = 0.3  # factor drawn from 1 - brightness to 1 + brightness
-    contrast: float = 0.3  # likewise, about the mean grey of both frames
-    saturation: float = 0.3  # likewise, about each pixel's grey
-    hue: float = 0.1  # shift drawn from -hue to hue, in turns of the colour circle
-    blur_probability: float = 0.5  # share of samples that are blurred
-    blur_radius: float = 3.0  # greatest standard deviation of the blur, pixels
+    "Colour jitter in random order, then Gaussian blur, the same for both frames (UnSAMFlow, Sec. 3.2, after ARFlow). Raises ValueError on settings out of range."
+    brightness: float = Field(0.3, ge=0, le=1)  # the factor is drawn from 1 - brightness to 1 + brightness
+    contrast: float = Field(0.3, ge=0, le=1)  # likewise; about the mean grey of both frames
+    saturation: float = Field(0.3, ge=0, le=1)  # likewise; about each pixel's own grey
+    hue: float = Field(0.1, ge=0, le=0.5)  # the shift is drawn from -hue to hue, in turns of the colour circle
+    blur_probability: float = Field(0.5, ge=0, le=1)  # share of the samples that are blurred
+    blur_radius: float = Field(3.0, ge=0)  # greatest standard deviation of the blur, pixels
 
     def __call__(
         self,
         image_1: Tensor,  # (B, 3, H, W), RGB in [0, 1]
         image_2: Tensor,  # (B, 3, H, W), RGB in [0, 1]
-        generator: Generator | None = None,  # a CPU generator needs no host synchronisation
+        generator: Generator | None = None,  # on the CPU, it spares all waiting for the device
     ) -> tuple[Tensor, Tensor]:  # both frames, (B, 3, H, W) float32 in [0, 1]
-        "Raises ValueError when the frames differ in shape."
-        if image_1.shape != image_2.shape or image_1.ndim != 4 or image_1.shape[1] != 3:
-            raise ValueError(f'image_1 and image_2 must both be (B, 3, H, W), found {tuple(image_1.shape)} and {tuple(image_2.shape)}')
-        both = jitter_colour(torch.cat([image_1, image_2], 2).float(), self, generator)
-        return blur(*both.chunk(2, 2), self.blur_probability, self.blur_radius, generator)
+        "Raises ValueError when the frames are not two batches of one shape."
+        shapes = tuple(image_1.shape), tuple(image_2.shape)
+        if shapes[0] != shapes[1] or len(shapes[0]) != 4 or shapes[0][1] != 3:
+            raise ValueError(f'image_1 and image_2: expected two batches (B, 3, H, W), found {shapes[0]} and {shapes[1]}')
+        with torch.autocast(image_1.device.type, enabled=False):
+            both = jitter_colour(torch.cat([image_1, image_2], 2).float(), self, generator)
+            return blur(*both.chunk(2, 2), self.blur_probability, self.blur_radius, generator)
 
-# %% ../nbs/07_augmentation.ipynb #9880fb96
-COLOUR_OPERATORS = dict(  # in kornia's batched form: one factor per sample
+# %% ../nbs/07_augmentation.ipynb #ac5a409a
+COLOUR_OPERATORS = dict(  # batched: one factor per sample
     brightness=adjust_brightness_accumulative,
     contrast=adjust_contrast_with_mean_subtraction,
     saturation=adjust_saturation_with_gray_subtraction,
-    hue=lambda image, factor: adjust_hue(image, 2 * pi * (factor - 1)),
+    hue=lambda image, factor: adjust_hue(image, 2 * pi * (factor - 1)).clamp(0, 1),
 )
 
 def jitter_colour(
-    image: Tensor,  # (B, 3, H, W), RGB in [0, 1]; both frames stacked along H share one draw
+    image: Tensor,  # (B, 3, H, W), RGB in [0, 1]; frames stacked along H share one draw
     strength: Appearance,  # how far each factor may leave 1
     generator: Generator | None = None,  # source of randomness
 ) -> Tensor:  # (B, 3, H, W), in [0, 1]
-    "One factor per sample and operator; the order of the operators is drawn once per call."
+    "A factor for every sample and operator; the order of the operators is drawn once per call."
     device = 'cpu' if generator is None else generator.device
     names = list(COLOUR_OPERATORS)
     for index in torch.randperm(len(names), generator=generator, device=device).tolist():
         limit = getattr(strength, names[index])
         factor = draw_uniform((len(image),), 1 - limit, 1 + limit, generator)
-        if limit > 0: image = COLOUR_OPERATORS[names[index]](image, factor.to(image.device, non_blocking=True)).clamp(0, 1)
+        if limit > 0: image = COLOUR_OPERATORS[names[index]](image, factor.to(image.device, non_blocking=True))
     return image
 
-# %% ../nbs/07_augmentation.ipynb #4d92167a
+# %% ../nbs/07_augmentation.ipynb #981f8c38
 def blur(
-    image_1: Tensor,  # (B, 3, H, W)
-    image_2: Tensor,  # (B, 3, H, W)
+    image_1: Tensor,  # (B, 3, H, W), in [0, 1]
+    image_2: Tensor,  # (B, 3, H, W), in [0, 1]
     probability: float,  # share of samples that are blurred
     radius: float,  # greatest standard deviation, pixels
     generator: Generator | None = None,  # source of randomness
-) -> tuple[Tensor, Tensor]:  # both frames, those of one sample blurred alike
-    "Gaussian blur with a standard deviation per sample, uniform in [0, radius]."
-    batch, sharp = len(image_1), 1e-3  # so narrow a Gaussian is exactly the unit impulse
+) -> tuple[Tensor, Tensor]:  # both frames, blurred alike
+    "Gaussian blur with a standard deviation per sample, uniform in [0, radius]; edges repeat."
+    batch, impulse = len(image_1), 1e-3
     chosen = draw_uniform((batch, 1), 0, 1, generator) < probability
-    deviation = torch.where(chosen, draw_uniform((batch, 1), 0, radius, generator), 0).clamp(min=sharp)
+    deviation = torch.where(chosen, draw_uniform((batch, 1), 0, radius, generator), 0).clamp(min=impulse)
     if probability == 0 or radius == 0: return image_1, image_2
     taps = 2 * ceil(3 * radius) + 1
     both = gaussian_blur2d(torch.cat([image_1, image_2], 1), taps, deviation.expand(batch, 2), 'replicate')
     return both.clamp(0, 1).chunk(2, 1)
 
-# %% ../nbs/07_augmentation.ipynb #ac5a409a
+# %% ../nbs/07_augmentation.ipynb #da764062
 def affine_matrices(
     zoom: Tensor,  # (...), over 1 magnifies
     squeeze: Tensor,  # (...), x is scaled by zoom * squeeze, y by zoom / squeeze
@@ -126,7 +132,7 @@ def affine_matrices(
     shift: Tensor,  # (..., 2), pixels, x then y
     size: tuple[int, int],  # (H, W); everything turns about the frame's centre
 ) -> Tensor:  # (..., 3, 3), from source to output pixels
-    "Scale, rotate, shift: the rotation is rigid in pixels, whatever the frame's proportions (UnSAMFlow, Sec. 3.2)."
+    "Scale, rotate, shift. The rotation is rigid in pixels, whatever the frame's proportions (UnSAMFlow, Sec. 3.2)."
     height, width = size
     x_scale, y_scale, cos, sin = zoom * squeeze, zoom / squeeze, rotation.cos(), rotation.sin()
     a, b, c, d = x_scale * cos, -y_scale * sin, x_scale * sin, y_scale * cos
@@ -135,81 +141,168 @@ def affine_matrices(
     rows = [a, b, x_offset, c, d, y_offset, torch.zeros_like(a), torch.zeros_like(a), torch.ones_like(a)]
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
-# %% ../nbs/07_augmentation.ipynb #e9e42066
+# %% ../nbs/07_augmentation.ipynb #0e2f3310
 def apply_affine(
     affine: Tensor,  # (..., 3, 3)
-    x: Tensor,  # any shape that broadcasts with affine's leading axes
-    y: Tensor,  # the same shape
-) -> tuple[Tensor, Tensor]:  # the positions that (x, y) go to
-    "Elementwise on purpose: a matrix product would be rounded to 16 bits under autocast."
+    x: Tensor,  # any shape that broadcasts with the leading axes of `affine`
+    y: Tensor,  # likewise
+) -> tuple[Tensor, Tensor]:  # where (x, y) go
+    "Elementwise on purpose: autocast would round the positions of a matrix product to 16 bits."
     return (affine[..., 0, 0] * x + affine[..., 0, 1] * y + affine[..., 0, 2],
             affine[..., 1, 0] * x + affine[..., 1, 1] * y + affine[..., 1, 2])
 
-# %% ../nbs/07_augmentation.ipynb #981f8c38
+# %% ../nbs/07_augmentation.ipynb #fd30392d
 def corners_inside(
-    affine: Tensor,  # (..., 3, 3), source to output
+    affine: Tensor,  # (..., 3, 3), from source to output pixels
     size: tuple[int, int],  # (H, W)
 ) -> Tensor:  # (...) bool
     "Whether the source positions of the output's four corners, and so of all its pixels, lie inside the frame."
     height, width = size
     x = torch.tensor([0, width - 1, 0, width - 1], device=affine.device, dtype=affine.dtype)
     y = torch.tensor([0, 0, height - 1, height - 1], device=affine.device, dtype=affine.dtype)
-    inverse = torch.linalg.inv_ex(affine).inverse  # inv_ex: inv would wait for the device
+    inverse = torch.linalg.inv_ex(affine).inverse  # unlike inv, this does not wait for the device
     x, y = apply_affine(inverse[..., None, :, :], x, y)
     slack = 1e-3  # pixels: rounding must not refuse the identity
     inside = (x >= -slack) & (x <= width - 1 + slack) & (y >= -slack) & (y <= height - 1 + slack)
     return inside.all(-1)
 
-# %% ../nbs/07_augmentation.ipynb #300e35cc
+# %% ../nbs/07_augmentation.ipynb #b0304450
 def first_valid(
     candidates: Tensor,  # (B, N, 3, 3)
     valid: Tensor,  # (B, N) bool
-) -> Tensor:  # (B, 3, 3): each sample's first valid candidate, or the identity
-    "Rejection sampling without a loop: N draws stand ready, the first that passes is what redrawing would have kept."
+) -> Tensor:  # (B, 3, 3): each sample's first valid candidate, or the identity where there is none
+    "Rejection sampling without a loop: what redrawing would have kept."
     identity = torch.eye(3, device=candidates.device, dtype=candidates.dtype).expand(len(candidates), 1, 3, 3)
     candidates = torch.cat([candidates, identity], 1)
     valid = torch.cat([valid, valid.new_ones(len(valid), 1)], 1)
     index = valid.int().argmax(1)  # argmax returns the first of equals
     return candidates.gather(1, index[:, None, None, None].expand(-1, 1, 3, 3)).squeeze(1)
 
-# %% ../nbs/07_augmentation.ipynb #94410fc3
+# %% ../nbs/07_augmentation.ipynb #4bab090b
+def draw_affines(
+    shape: tuple[int, ...],  # leading axes of the result
+    size: tuple[int, int],  # (H, W)
+    zoom: tuple[float, float],  # range
+    squeeze: tuple[float, float],  # range
+    rotation: float,  # radians either way
+    shift: float,  # share of (size - 1) either way, on each axis
+    generator: Generator | None = None,  # source of randomness
+) -> Tensor:  # (*shape, 3, 3), on the generator's device
+    "Random affines, every parameter uniform in its range."
+    draw = partial(draw_uniform, generator=generator)
+    shifts = torch.stack([draw(shape, -shift, shift) * (side - 1) for side in reversed(size)], -1)
+    return affine_matrices(draw(shape, *zoom), draw(shape, *squeeze), draw(shape, -rotation, rotation), shifts, size)
+
+# %% ../nbs/07_augmentation.ipynb #70eae480
 def mirror_matrices(
     mirrored: Tensor,  # (B, 2) bool: left-right, up-down
     size: tuple[int, int],  # (H, W)
 ) -> Tensor:  # (B, 3, 3)
-    "x -> (W - 1) - x and y -> (H - 1) - y where asked for."
+    "x -> W - 1 - x and y -> H - 1 - y where asked for."
     sign = 1 - 2 * mirrored.float()
-    far = torch.tensor([size[1] - 1., size[0] - 1.], device=mirrored.device)
     matrix = torch.diag_embed(F.pad(sign, (0, 1), value=1.))
-    matrix[:, :2, 2] = mirrored * far
+    matrix[:, 0, 2], matrix[:, 1, 2] = mirrored[:, 0] * (size[1] - 1.), mirrored[:, 1] * (size[0] - 1.)
     return matrix
 
-# %% ../nbs/07_augmentation.ipynb #8ebd3aa1
-@dataclass(frozen=True)
+# %% ../nbs/07_augmentation.ipynb #7de04696
+def transform_flow(
+    flow: Tensor,  # (B, 2, H, W), pixels: f sampled at theta_1^-1(q)
+    theta_2: Tensor,  # (B, 3, 3), source to output of frame 2
+    relative: Tensor,  # (B, 3, 3), theta_2 theta_1^-1
+) -> Tensor:  # (B, 2, H, W), pixels of the output
+    "f'(q) = relative(q) - q + A_2 f(theta_1^-1(q)), with A_2 the linear part of theta_2 (UnSAMFlow, Sec. 3.2, after ARFlow)."
+    x, y = pixel_grid(*flow.shape[-2:], flow.device)
+    excess = (relative - torch.eye(3, device=flow.device))[:, None, None]
+    linear = F.pad(theta_2[:, :2, :2], (0, 1, 0, 1))[:, None, None]
+    parts = zip(apply_affine(excess, x, y), apply_affine(linear, flow[:, 0], flow[:, 1]))
+    return torch.stack([a + b for a, b in parts], 1)
+
+# %% ../nbs/07_augmentation.ipynb #64ee5c54
+def sample_at(
+    image: Tensor,  # (B, C, H, W)
+    x: Tensor,  # (B, H, W), columns in pixels
+    y: Tensor,  # (B, H, W), rows in pixels
+    mode: str = 'bilinear',  # or 'nearest'
+    padding: str = 'border',  # beyond the frame: 'border' repeats the edge, 'zeros' is zero
+) -> Tensor:  # (B, C, H, W) float32
+    "The image's values at given positions; pixel centres lie at integers."
+    height, width = image.shape[-2:]
+    grid = torch.stack([2 * x / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1], -1)
+    return F.grid_sample(image.float(), grid, mode=mode, padding_mode=padding, align_corners=True)
+
+def move_labels(
+    segments: Tensor | None,  # (B, 1, H, W) integer, or None
+    source: tuple[Tensor, Tensor],  # x and y, (B, H, W), pixels
+) -> Tensor | None:  # (B, 1, H, W), the same dtype
+    "Labels of the nearest source pixels."
+    return None if segments is None else sample_at(segments, *source, mode='nearest').to(segments.dtype)
+
+# %% ../nbs/07_augmentation.ipynb #0be33eb5
+def transform_view(
+    view: View,  # a pair with its flow
+    theta_1: Tensor,  # (B, 3, 3), source to output of frame 1, pixels
+    relative: Tensor,  # (B, 3, 3); frame 2 gets theta_2 = relative theta_1
+) -> View:  # the same size
+    "Frames, segments, flow and visibility under an affine for each frame; the flow exactly (UnSAMFlow, Sec. 3.2)."
+    height, width = view.flow.shape[-2:]
+    x, y = pixel_grid(height, width, view.flow.device)
+    with torch.autocast(view.flow.device.type, enabled=False): theta_2 = relative @ theta_1
+    back_1, back_2 = (torch.linalg.inv_ex(theta).inverse[:, None, None] for theta in (theta_1, theta_2))
+    source_1, source_2 = apply_affine(back_1, x, y), apply_affine(back_2, x, y)
+    moving = torch.cat([view.image_1.float(), view.flow.float(), view.visible.float()], 1)  # all that follows frame 1
+    image_1, flow, visible = sample_at(moving, *source_1).split([3, 2, 1], 1)
+    return View(
+        image_1, sample_at(view.image_2, *source_2), transform_flow(flow, theta_2, relative), visible,
+        move_labels(view.segments_1, source_1), move_labels(view.segments_2, source_2))
+
+# %% ../nbs/07_augmentation.ipynb #5879cfd7
+def on_device(
+    generator: Generator | None,  # source of randomness
+    device: torch.device,  # where the numbers are needed
+) -> Generator | None:  # a generator there
+    "For numbers by the million: the generator itself, or one on `device` seeded from it."
+    if generator is None or generator.device.type == device.type: return generator
+    seed = torch.randint(2 ** 62, (), generator=generator, device=generator.device)
+    return Generator(device).manual_seed(int(seed))
+
+def add_noise(
+    image_1: Tensor,  # (B, 3, H, W)
+    image_2: Tensor,  # (B, 3, H, W)
+    limit: float,  # greatest standard deviation
+    generator: Generator | None = None,  # source of randomness
+) -> tuple[Tensor, Tensor]:  # both, clamped to [0, 1]
+    "Gaussian noise, independent in both frames; one standard deviation per sample, uniform in [0, limit]."
+    device = image_1.device
+    deviation = draw_uniform((len(image_1), 1, 1, 1), 0, limit, generator).to(device, non_blocking=True)
+    generator = on_device(generator, device)
+    noisy = (image + deviation * torch.randn(image.shape, generator=generator, device=device) for image in (image_1, image_2))
+    return tuple(image.clamp(0, 1) for image in noisy)
+
+# %% ../nbs/07_augmentation.ipynb #aa6de983
+@dataclass(frozen=True, config=ConfigDict(extra='forbid'))
 class AffinePair:
-    "Pass 2: a global affine for both frames, a small relative one for frame 2 on top, a mirror, noise (UnSAMFlow, Sec. 3.2)."
-    zoom: tuple[float, float] = (1.0, 1.4)  # range of the global zoom; over 1 magnifies
-    relative_zoom: tuple[float, float] = (0.99, 1.01)  # range of frame 2's extra zoom
-    rotation: float = 0.01  # global, radians either way
-    relative_rotation: float = 0.01  # frame 2's extra rotation, radians either way
-    squeeze: tuple[float, float] = (1.0, 1.0)  # range of the global squeeze
-    shift: float = 0.01  # global, share of (size - 1) either way on each axis
-    relative_shift: float = 0.00125  # frame 2's extra shift, the same unit
-    horizontal_mirror: float = 0.5  # probability of a left-right mirror
-    vertical_mirror: float = 0.0  # probability of an up-down mirror
-    noise: float = 0.04  # greatest standard deviation of the noise
-    attempts: int = 64  # draws per affine before the identity stands in
+    "Pass 2: an affine for both frames, a small relative one for frame 2, a mirror, noise (UnSAMFlow, Sec. 3.2, after ARFlow). Raises ValueError on settings out of range."
+    zoom: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.4)  # range of the zoom of both frames; over 1 magnifies
+    relative_zoom: tuple[PositiveFloat, PositiveFloat] = (0.99, 1.01)  # range of frame 2's own zoom
+    rotation: float = 0.01  # of both frames, radians either way
+    relative_rotation: float = 0.01  # of frame 2, radians either way
+    squeeze: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)  # range of the squeeze of both frames
+    shift: float = 0.01  # of both frames, share of (size - 1) either way on each axis
+    relative_shift: float = 0.00125  # of frame 2, the same unit
+    horizontal_mirror: float = Field(0.5, ge=0, le=1)  # probability of a left-right mirror
+    vertical_mirror: float = Field(0.0, ge=0, le=1)  # probability of an up-down mirror
+    noise: float = Field(0.04, ge=0)  # greatest standard deviation of the noise
+    attempts: int = Field(64, ge=1)  # draws of an affine before the identity stands in
 
     def __call__(
         self,
-        view: View,  # the first pass's pair (appearance-transformed), flow and visibility
+        view: View,  # the pair (appearance-transformed), its first-pass flow and visibility
         generator: Generator | None = None,  # source of randomness
     ) -> View:  # the transformed pair, of the same size
         "Raises ValueError when the fields of `view` do not fit each other."
-        _, height, width = check_view(view)
-        theta_1, relative = self.draw(len(view.flow), (height, width), generator)
-        device = view.flow.device
-        moved = transform_view(view, theta_1.to(device, non_blocking=True), relative.to(device, non_blocking=True))
+        batch, *size = check_view(view)
+        affines = (affine.to(view.flow.device, non_blocking=True) for affine in self.draw(batch, size, generator))
+        moved = transform_view(view, *affines)
         image_1, image_2 = add_noise(moved.image_1, moved.image_2, self.noise, generator)
         return moved._replace(image_1=image_1, image_2=image_2)
 
@@ -219,210 +312,138 @@ class AffinePair:
         size: tuple[int, int],  # (H, W)
         generator: Generator | None = None,  # source of randomness
     ) -> tuple[Tensor, Tensor]:  # theta_1 and relative, (B, 3, 3) each, on the generator's device; theta_2 = relative theta_1
-        "The affines of one step, redrawn until every output pixel has its source inside the frame."
+        "A pair of affines per sample, such that every output pixel has its source inside the frame."
         draw = partial(draw_affines, (batch, self.attempts), size, generator=generator)
-        candidates = draw(self.zoom, self.squeeze, self.rotation, self.shift)
-        with torch.autocast(candidates.device.type, enabled=False):
-            theta_1 = first_valid(candidates, corners_inside(candidates, size))
-            candidates = draw(self.relative_zoom, (1., 1.), self.relative_rotation, self.relative_shift)
-            relative = first_valid(candidates, corners_inside(candidates @ theta_1[:, None], size))
-            chance = torch.tensor([self.horizontal_mirror, self.vertical_mirror], device=candidates.device)
-            mirror = mirror_matrices(draw_uniform((batch, 2), 0, 1, generator) < chance, size)
-            return mirror @ theta_1, mirror @ relative @ mirror  # a mirror is its own inverse
+        both = draw(self.zoom, self.squeeze, self.rotation, self.shift)
+        own = draw(self.relative_zoom, (1., 1.), self.relative_rotation, self.relative_shift)
+        chance = (self.horizontal_mirror, self.vertical_mirror)
+        mirrored = torch.stack([draw_uniform((batch,), 0, 1, generator) < c for c in chance], 1)
+        with torch.autocast(both.device.type, enabled=False):
+            theta_1 = first_valid(both, corners_inside(both, size))
+            relative = first_valid(own, corners_inside(own @ theta_1[:, None], size))
+            mirror = mirror_matrices(mirrored, size)
+            return mirror @ theta_1, mirror @ relative @ mirror
 
-# %% ../nbs/07_augmentation.ipynb #8b62fdba
-def draw_affines(
-    shape: tuple[int, ...],  # leading axes of the result
-    size: tuple[int, int],  # (H, W)
-    zoom: tuple[float, float],  # range
-    squeeze: tuple[float, float],  # range
-    rotation: float,  # radians either way
-    shift: float,  # share of (size - 1) either way, each axis
-    generator: Generator | None = None,  # source of randomness
-) -> Tensor:  # (*shape, 3, 3)
-    "Random affines, every parameter uniform in its range."
-    draw = partial(draw_uniform, generator=generator)
-    shifts = draw((*shape, 2), -shift, shift)
-    shifts = torch.stack([shifts[..., 0] * (size[1] - 1), shifts[..., 1] * (size[0] - 1)], -1)
-    return affine_matrices(draw(shape, *zoom), draw(shape, *squeeze), draw(shape, -rotation, rotation), shifts, size)
-
-# %% ../nbs/07_augmentation.ipynb #2b8a6bea
-def sample_at(
-    image: Tensor,  # (B, C, H, W)
-    x: Tensor,  # (B, H, W), columns in pixels
-    y: Tensor,  # (B, H, W), rows in pixels
-    mode: str = 'bilinear',  # or 'nearest'
-    padding: str = 'border',  # or 'zeros'
-) -> Tensor:  # (B, C, H, W) float32
-    "The image's values at given positions; pixel centres are at integers."
-    height, width = image.shape[-2:]
-    grid = torch.stack([2 * x / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1], -1)
-    return F.grid_sample(image.float(), grid, mode=mode, padding_mode=padding, align_corners=True)
-
-# %% ../nbs/07_augmentation.ipynb #574f7c30
-def transform_view(
-    view: View,  # a pair with its flow
-    theta_1: Tensor,  # (B, 3, 3), source to output of frame 1, pixels
-    relative: Tensor,  # (B, 3, 3), frame 2 gets theta_2 = relative theta_1
-) -> View:  # the same size
-    "Both frames, segments, flow and visibility under an affine pair; exact for the flow (UnSAMFlow, Sec. 3.2)."
-    height, width = view.flow.shape[-2:]
-    x, y = pixel_grid(height, width, view.flow.device)
-    with torch.autocast(view.flow.device.type, enabled=False): theta_2 = relative @ theta_1
-    back_1, back_2 = (torch.linalg.inv_ex(theta).inverse[:, None, None] for theta in (theta_1, theta_2))
-    source_1, source_2 = apply_affine(back_1, x, y), apply_affine(back_2, x, y)
-    still = torch.cat([view.image_1.float(), view.flow.float(), view.visible.float()], 1)
-    image_1, flow, visible = sample_at(still, *source_1).split([3, 2, 1], 1)
-    return View(
-        image_1, sample_at(view.image_2, *source_2), transform_flow(flow, theta_2, relative), visible,
-        move_labels(view.segments_1, source_1), move_labels(view.segments_2, source_2))
-
-def transform_flow(
-    flow: Tensor,  # (B, 2, H, W), pixels: f sampled at theta_1^-1(q)
-    theta_2: Tensor,  # (B, 3, 3)
-    relative: Tensor,  # (B, 3, 3), theta_2 theta_1^-1
-) -> Tensor:  # (B, 2, H, W), pixels
-    "f'(q) = relative(q) - q + A_2 f(theta_1^-1(q)), A_2 the linear part of theta_2."
-    x, y = pixel_grid(*flow.shape[-2:], flow.device)
-    excess = (relative - torch.eye(3, device=flow.device))[:, None, None]  # subtracted first: q and relative(q) nearly cancel
-    linear = F.pad(theta_2[:, :2, :2], (0, 1, 0, 1))[:, None, None]
-    parts = zip(apply_affine(excess, x, y), apply_affine(linear, flow[:, 0], flow[:, 1]))
-    return torch.stack([a + b for a, b in parts], 1)
-
-def move_labels(
-    segments: Tensor | None,  # (B, 1, H, W) integer, or None
-    source: tuple[Tensor, Tensor],  # x and y, (B, H, W), pixels
-) -> Tensor | None:  # the same dtype
-    "Labels at the nearest source pixel: a label between two labels would be an invention."
-    return None if segments is None else sample_at(segments, *source, mode='nearest').to(segments.dtype)
-
-# %% ../nbs/07_augmentation.ipynb #1ce523ce
-def add_noise(
-    image_1: Tensor,  # (B, 3, H, W)
-    image_2: Tensor,  # (B, 3, H, W)
-    limit: float,  # greatest standard deviation
-    generator: Generator | None = None,  # source of randomness
-) -> tuple[Tensor, Tensor]:  # both, clamped to [0, 1]
-    "Gaussian noise, independent in both frames, one standard deviation per sample, uniform in [0, limit]."
-    device = image_1.device
-    deviation = draw_uniform((len(image_1), 1, 1, 1), 0, limit, generator).to(device, non_blocking=True)
-    generator = on_device(generator, device)
-    noisy = (image + deviation * torch.randn(image.shape, generator=generator, device=device) for image in (image_1, image_2))
-    return tuple(image.clamp(0, 1) for image in noisy)
-
-def on_device(
-    generator: Generator | None,  # source of randomness
-    device: torch.device,  # where numbers are needed
-) -> Generator | None:  # a generator there
-    "For numbers by the million: a generator on the device, seeded from `generator` where that lives elsewhere."
-    if generator is None or generator.device.type == device.type: return generator
-    seed = torch.randint(2 ** 62, (), generator=generator, device=generator.device)
-    return Generator(device).manual_seed(int(seed))
-
-# %% ../nbs/07_augmentation.ipynb #e8645443
+# %% ../nbs/07_augmentation.ipynb #8db3865b
 def occlusion_crop(
-    view: View,  # the first pass's pair (appearance-transformed), flow and visibility
+    view: View,  # the pair (appearance-transformed), its first-pass flow and visibility
     size: tuple[int, int],  # (h, w) of the crop
     generator: Generator | None = None,  # source of randomness
-) -> View:  # all fields (B, ., h, w)
-    "Pass 3: one random crop per sample; what leaves it is occluded, and its flow is known. Raises ValueError when `size` does not fit (UnSAMFlow, Sec. 3.2)."
+) -> View:  # every field (B, ., h, w)
+    """Pass 3: one random crop per sample; the flow of what leaves it is known (UnSAMFlow, Sec. 3.2, after ARFlow).
+
+    Raises ValueError when the crop does not fit into the frame, or the fields of `view` do not fit each other."""
     batch, height, width = check_view(view)
     if not (0 < size[0] <= height and 0 < size[1] <= width):
-        raise ValueError(f'the crop {tuple(size)} must fit into the frames of {(height, width)} pixels')
-    top = (draw_uniform((batch, 1, 1), 0, 1, generator) * (height - size[0] + 1)).long()
-    left = (draw_uniform((batch, 1, 1), 0, 1, generator) * (width - size[1] + 1)).long()
+        raise ValueError(f'size: expected a crop of at most {(height, width)} pixels, found {tuple(size)}')
+    top, left = ((draw_uniform((batch, 1, 1), 0, 1, generator) * free).long() for free in (height - size[0] + 1, width - size[1] + 1))
     rows, columns = torch.arange(size[0], device=top.device)[:, None], torch.arange(size[1], device=top.device)
-    index = ((top + rows) * width + left + columns).to(view.flow.device, non_blocking=True).flatten(1)
-    def cut(tensor):
-        if tensor is None: return None
-        return tensor.flatten(2).gather(2, index[:, None].expand(-1, tensor.shape[1], -1)).unflatten(2, size)
-    return View(*map(cut, view))
+    index = ((top + rows) * width + left + columns).flatten(1)[:, None].to(view.flow.device, non_blocking=True)
+    cut = lambda field: field.flatten(2).gather(2, index.expand(-1, field.shape[1], -1)).unflatten(2, size)
+    return View(*(None if field is None else cut(field) for field in view))
 
-# %% ../nbs/07_augmentation.ipynb #da764062
-def pick_objects(
-    key_objects: list[Tensor | None],  # per sample (K, 1, H, W) bool, K may be 0, or None
-    size: tuple[int, int],  # (H, W) of the frames
+# %% ../nbs/07_augmentation.ipynb #13deafc4
+def pick_object(
+    objects: Tensor | None,  # (K, 1, H, W) bool, K may be 0
+    size: tuple[int, int],  # (H, W) of the frame
     min_share: float = 0.005,  # smaller objects, as a share of the frame, are left out
     generator: Generator | None = None,  # source of randomness
-) -> tuple[Tensor, Tensor]:  # masks (B, 1, H, W) bool, and (B,) bool: whether the sample has one
-    "One random key object per sample among those large enough. Raises ValueError on masks of another shape (UnSAMFlow, Sec. 3.3)."
-    picked = [pick_object(objects, size, min_share, generator) for objects in key_objects]
-    return tuple(map(torch.stack, zip(*picked)))
-
-def pick_object(
-    objects: Tensor | None,  # (K, 1, H, W) bool
-    size: tuple[int, int],  # (H, W) of the frame
-    min_share: float,  # least share of the frame
-    generator: Generator | None = None,  # source of randomness
-) -> tuple[Tensor, Tensor]:  # mask (1, H, W) bool, and () bool
-    "A random one of a sample's key objects: the large ones compete with random scores, the others have -1."
+) -> tuple[Tensor, Tensor]:  # mask (1, H, W) bool, and () bool: whether there is one
+    "A random one of a sample's large enough key objects. Raises ValueError on masks of another shape (UnSAMFlow, Sec. 3.3)."
     if objects is None: objects = torch.zeros(0, 1, *size, dtype=torch.bool)
-    if objects.shape[1:] != (1, *size): raise ValueError(f'key objects must be (K, 1, {size[0]}, {size[1]}), like the frames, found {tuple(objects.shape)}')
+    if objects.shape[1:] != (1, *size): raise ValueError(f'key_objects: expected (K, 1, {size[0]}, {size[1]}), like the frames, found {tuple(objects.shape)}')
     if not len(objects): return objects.new_zeros((1, *size), dtype=torch.bool), objects.new_zeros((), dtype=torch.bool)
     large = objects.bool().flatten(1).sum(1) >= min_share * size[0] * size[1]
     score = draw_uniform((len(objects),), 0, 1, generator).to(large.device, non_blocking=True)
     best, index = torch.where(large, score, -1).max(0, keepdim=True)
     return objects.bool().index_select(0, index)[0], best[0] >= 0
 
-# %% ../nbs/07_augmentation.ipynb #0e2f3310
+# %% ../nbs/07_augmentation.ipynb #07c4c1f9
+def claim_places(
+    filled: Tensor,  # (N,) bool: places of the cache that are taken
+    found: Tensor,  # (B,) bool: samples that have something to store
+    generator: Generator | None = None,  # source of randomness
+) -> tuple[Tensor, Tensor]:  # order (B,), the samples with those that found something first; place (B,), one for each of them
+    "Different places for a batch: empty ones first, then random ones."
+    lot = draw_uniform(filled.shape, 0, 1, generator).to(filled.device, non_blocking=True)
+    place = (lot + ~filled).topk(len(found)).indices
+    return found.int().argsort(descending=True, stable=True), place
+
+# %% ../nbs/07_augmentation.ipynb #3bb0676d
+def pack_objects(
+    rgba: Tensor,  # (N, 4, H, W) uint8: colour inside the object, 0 outside; mask 0 or 255
+) -> tuple[Tensor, Tensor]:  # place (P,) int64 in (N, H, W), and colour (P, 3) uint8
+    "The pixels of all objects, one after another."
+    place = rgba[:, 3].flatten().nonzero()[:, 0]
+    return place, rgba[:, :3].permute(0, 2, 3, 1).reshape(-1, 3)[place]
+
+def unpack_objects(
+    place: Tensor,  # (P,) int64 in (N, H, W)
+    colour: Tensor,  # (P, 3) uint8
+    shape: tuple[int, int, int],  # (N, H, W)
+) -> Tensor:  # (N, 4, H, W) uint8
+    "The inverse of `pack_objects`. Raises ValueError for places outside the shape."
+    count, height, width = shape
+    pixels = count * height * width
+    if len(place) and not 0 <= int(place.min()) <= int(place.max()) < pixels: raise ValueError(f'place: expected values from 0 to {pixels - 1} for {shape}, found {int(place.min())} to {int(place.max())}')
+    rgba = torch.zeros(pixels, 4, dtype=torch.uint8, device=colour.device)
+    rgba[place] = F.pad(colour, (0, 1), value=255)
+    return rgba.view(count, height, width, 4).permute(0, 3, 1, 2).contiguous()
+
+# %% ../nbs/07_augmentation.ipynb #f62ec98c
 class ObjectCache:
     "Key objects of earlier samples with their mean motion, on the device of the frames (UnSAMFlow, Sec. 3.3)."
+
     def __init__(
         self,
         size: int = 100,  # number of objects
-        min_share: float = 0.005,  # objects under this share of the frame are left out
+        min_share: float = 0.005,  # smaller objects, as a share of the frame, are left out
     ):
-        self.size, self.min_share, self.frame, self._full = size, min_share, None, False
+        self.size, self.min_share, self._full = size, min_share, False
         self.filled = torch.zeros(size, dtype=torch.bool)
-        self.motion = torch.zeros(size, 2)
-        self.rgba = torch.zeros(size, 4, 0, 0, dtype=torch.uint8)  # colour inside the object, 0 outside; mask 0 or 255
+        self.motion = torch.zeros(size, 2)  # pixels
+        self.rgba = torch.zeros(size, 4, 0, 0, dtype=torch.uint8)  # the first push says how large the frames are
+
+    @property
+    def frame(self) -> tuple[int, int] | None:
+        "(H, W) of the frames that the objects come from; None before the first one."
+        return tuple(self.rgba.shape[-2:]) if self.rgba.numel() else None
 
     @property
     def full(self) -> bool:
-        "Whether every place is taken: from then on, and only then, objects may be sampled."
-        self._full = self._full or bool(self.filled.all())  # a full cache stays full: no more waiting for the device
+        "Whether every place is taken; only then are objects handed out."
+        self._full = self._full or bool(self.filled.all())  # once full, always full: the device is not asked again
         return self._full
 
     def push(
         self,
         image_1: Tensor,  # (B, 3, H, W), in [0, 1], appearance-transformed
-        key_objects: list[Tensor | None],  # per sample (K, 1, H, W) bool, or None
+        key_objects: list[Tensor | None],  # for each sample (K, 1, H, W) bool, or None
         flow: Tensor,  # (B, 2, H, W), pixels, the first pass's
         generator: Generator | None = None,  # source of randomness
     ) -> None:
-        "Store one random key object of each sample that has any: in empty places first, then in random ones. Raises ValueError on shapes that do not fit."
-        size = tuple(image_1.shape[-2:])
+        "Store one random key object of each sample that has any, with its mean flow. Raises ValueError on shapes that do not fit."
         self._prepare(image_1, key_objects, flow)
-        mask, found = pick_objects(key_objects, size, self.min_share, generator)
-        mask, found = mask.to(image_1.device, non_blocking=True), found.to(image_1.device, non_blocking=True)
+        picked = [pick_object(objects, self.frame, self.min_share, generator) for objects in key_objects]
+        mask, found = (torch.stack(list(part)).to(image_1.device, non_blocking=True) for part in zip(*picked))
         motion = (flow.float() * mask).sum((2, 3)) / mask.sum((2, 3)).clamp(min=1)
         found = found & motion.isfinite().all(1)
         rgba = torch.cat([image_1.float() * mask, mask], 1).clamp(0, 1).mul(255).round().byte()
-        self._store(rgba, motion, found, generator)
+        order, place = claim_places(self.filled, found, generator)
+        found = found[order]
+        self.rgba[place] = torch.where(found[:, None, None, None], rgba[order], self.rgba[place])
+        self.motion[place] = torch.where(found[:, None], motion[order], self.motion[place])
+        self.filled[place] |= found
 
     def _prepare(self, image_1, key_objects, flow):
         "Check shapes; make room at the first push; follow the frames to their device."
         batch, _, *frame = image_1.shape
-        if flow.shape != (batch, 2, *frame): raise ValueError(f'flow must be {(batch, 2, *frame)}, like image_1 {tuple(image_1.shape)}, found {tuple(flow.shape)}')
-        if len(key_objects) != batch: raise ValueError(f'key_objects must have one entry for each of {batch} samples, found {len(key_objects)}')
-        if batch > self.size: raise ValueError(f'{batch} samples do not fit into a cache of {self.size}')
-        if self.frame is None:
-            self.frame, self.rgba = tuple(frame), torch.zeros(self.size, 4, *frame, dtype=torch.uint8)
-        if self.frame != tuple(frame): raise ValueError(f'the cache holds objects of frames of {self.frame} pixels (height, width), found {tuple(frame)}')
-        self._to(image_1.device)
-
-    def _to(self, device):
-        self.filled, self.motion, self.rgba = (tensor.to(device) for tensor in (self.filled, self.motion, self.rgba))
-
-    def _store(self, rgba, motion, found, generator):
-        "Write the found ones of a batch without asking the device how many there are: the others write their place's old content back."
-        lot = draw_uniform((self.size,), 0, 1, generator).to(found.device, non_blocking=True)
-        place = (lot + ~self.filled).topk(len(found)).indices  # all different, empty places first
-        order = found.int().argsort(descending=True, stable=True)  # so that found ones take the empty places
-        found = found[order]
-        new = [(self.rgba, rgba[order], found[:, None, None, None]), (self.motion, motion[order], found[:, None])]
-        for store, value, keep in new: store[place] = torch.where(keep, value, store[place])
-        self.filled[place] |= found
+        if flow.shape != (batch, 2, *frame): raise ValueError(f'flow: expected {(batch, 2, *frame)}, to go with image_1 {tuple(image_1.shape)}, found {tuple(flow.shape)}')
+        if len(key_objects) != batch: raise ValueError(f'key_objects: expected one entry for each of {batch} samples, found {len(key_objects)}')
+        if batch > self.size: raise ValueError(f'image_1: expected at most {self.size} samples, the size of the cache, found {batch}')
+        if self.frame is None: self.rgba = torch.zeros(self.size, 4, *frame, dtype=torch.uint8, device=image_1.device)
+        if self.frame != tuple(frame): raise ValueError(f'image_1: expected frames of {self.frame} pixels, like the objects in the cache, found {tuple(frame)}')
+        self.filled, self.motion, self.rgba = (tensor.to(image_1.device) for tensor in (self.filled, self.motion, self.rgba))
 
     def sample(
         self,
@@ -430,87 +451,80 @@ class ObjectCache:
         per_sample: int,  # objects for each
         generator: Generator | None = None,  # source of randomness
     ) -> tuple[Tensor, Tensor]:  # (batch, per_sample, 4, H, W) uint8, colour and mask; (batch, per_sample, 2), pixels
-        "Objects, all different within the batch, and their mean motions. Raises ValueError when the cache is not full or too small."
-        if not self.full: raise ValueError(f'the cache of {self.size} objects is used once full; check cache.full')
-        if batch * per_sample > self.size: raise ValueError(f'{batch} x {per_sample} different objects asked for, the cache holds {self.size}')
+        "Random objects, all different, and their mean motions. Raises ValueError when the cache is not full or holds too few."
+        if not self.full: raise ValueError(f'expected a full cache of {self.size} objects, found {int(self.filled.sum())}; see cache.full')
+        if batch * per_sample > self.size: raise ValueError(f'expected at most {self.size} objects, the size of the cache, found {batch} samples of {per_sample}')
         device = 'cpu' if generator is None else generator.device
         index = torch.randperm(self.size, generator=generator, device=device)[:batch * per_sample]
         index = index.to(self.rgba.device, non_blocking=True).view(batch, per_sample)
         return self.rgba[index], self.motion[index]
 
     def state_dict(self) -> dict[str, Tensor]:
-        "Tensors that safetensors can hold: of the frames, only the objects' pixels and where they lie."
-        place = self.rgba[:, 3].flatten().nonzero()[:, 0]
-        colour = self.rgba[:, :3].permute(0, 2, 3, 1).reshape(-1, 3)[place]
-        frame = torch.tensor(self.rgba.shape[-2:])
-        return dict(frame=frame, filled=self.filled.clone(), motion=self.motion.clone(), place=place, colour=colour)
+        "Tensors for a checkpoint: of the frames, only the objects' pixels and their places."
+        place, colour = pack_objects(self.rgba)
+        return dict(frame=torch.tensor(self.rgba.shape[-2:]), filled=self.filled.clone(), motion=self.motion.clone(), place=place, colour=colour)
 
     def load_state_dict(
         self,
         state: dict[str, Tensor],  # as `state_dict` returns it
     ) -> None:
         "Raises ValueError when `state` is not that of a cache of this size."
-        expected = {'frame', 'filled', 'motion', 'place', 'colour'}
-        if set(state) != expected: raise ValueError(f'the state of a cache has {sorted(expected)}, found {sorted(state)}')
-        height, width = state['frame'].tolist()
-        found = {name: tuple(state[name].shape) for name in expected}
-        count, pixels = len(state['place']), self.size * height * width
-        shapes = dict(frame=(2,), filled=(self.size,), motion=(self.size, 2), place=(count,), colour=(count, 3))
-        if found != shapes: raise ValueError(f'a cache of {self.size} objects expects {shapes}, found {found}')
-        if count and not 0 <= state['place'].min() <= state['place'].max() < pixels: raise ValueError(f'place must lie in [0, {pixels})')
-        rgba = torch.zeros(pixels, 4, dtype=torch.uint8, device=state['colour'].device)
-        rgba[state['place']] = F.pad(state['colour'], (0, 1), value=255)
-        self.rgba = rgba.view(self.size, height, width, 4).permute(0, 3, 1, 2).contiguous()
+        names, points = ['frame', 'filled', 'motion', 'place', 'colour'], len(state.get('place', ()))
+        expected = dict(zip(names, ((2,), (self.size,), (self.size, 2), (points,), (points, 3))))
+        found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        if found != expected: raise ValueError(f'state: expected {expected} for a cache of {self.size} objects, found {found}')
+        self.rgba = unpack_objects(state['place'], state['colour'], (self.size, *state['frame'].tolist()))
         self.filled, self.motion, self._full = state['filled'].clone(), state['motion'].clone(), False
-        self.frame = (height, width) if pixels else None
 
-# %% ../nbs/07_augmentation.ipynb #ffcc3aae
+# %% ../nbs/07_augmentation.ipynb #2f8227b6
 def paste_object(
     view: View,  # the pair that the object enters
-    rgba: Tensor,  # (B, 4, H, W) uint8: one object per sample, where it stands in frame 1; colour 0 outside
+    rgba: Tensor,  # (B, 4, H, W) uint8: one object per sample at its place in frame 1; colour 0 outside, mask 0 or 255
     motion: Tensor,  # (B, 2), pixels, x then y
 ) -> View:  # the same size
     "Put one object into both frames: at its place in frame 1, displaced by `motion` in frame 2 (UnSAMFlow, Sec. 3.3)."
-    height, width = rgba.shape[-2:]
-    x, y = pixel_grid(height, width, rgba.device)
-    rgba = rgba.float() / 255
+    x, y = pixel_grid(*rgba.shape[-2:], rgba.device)
+    rgba, motion = rgba.float() / 255, motion[:, :, None, None]
     inside = rgba[:, 3:] > 0
-    moved = sample_at(rgba, x - motion[:, 0, None, None], y - motion[:, 1, None, None], padding='zeros')
+    moved = sample_at(rgba, x - motion[:, 0], y - motion[:, 1], padding='zeros')
+    colour, cover = moved[:, :3], moved[:, 3:]
     return View(
-        torch.where(inside, rgba[:, :3], view.image_1), view.image_2 * (1 - moved[:, 3:]) + moved[:, :3],
-        torch.where(inside, motion[..., None, None], view.flow), view.visible.masked_fill(inside, 1),
-        add_label(view.segments_1, inside), add_label(view.segments_2, moved[:, 3:] > 0.5))
+        torch.where(inside, rgba[:, :3], view.image_1), view.image_2 * (1 - cover) + colour,
+        torch.where(inside, motion, view.flow), view.visible.masked_fill(inside, 1),
+        add_label(view.segments_1, inside), add_label(view.segments_2, cover > 0.5))
 
 def add_label(
     segments: Tensor | None,  # (B, 1, H, W) integer, or None
     inside: Tensor,  # (B, 1, H, W) bool
 ) -> Tensor | None:  # (B, 1, H, W)
-    "Give a region each sample's next free label."
+    "Give a region the next free label of each sample."
     return None if segments is None else torch.where(inside, segments.amax((1, 2, 3), keepdim=True) + 1, segments)
 
-# %% ../nbs/07_augmentation.ipynb #72f7ab32
+# %% ../nbs/07_augmentation.ipynb #762d6a76
 def vary_objects(
     rgba: Tensor,  # (B, N, 4, H, W) uint8
     motion: Tensor,  # (B, N, 2), pixels
     generator: Generator | None = None,  # source of randomness
 ) -> tuple[Tensor, Tensor]:  # the same shapes
-    "Mirror the whole frame with probability 0.5, scale the motion by 0.8 to 1.5, reverse it with probability 0.5."
+    "Mirror the frame with probability 0.5, scale the motion by 0.8 to 1.5, reverse it with probability 0.5 (UnSAMFlow, Sec. 3.3)."
     draw = partial(draw_uniform, motion.shape[:2], generator=generator)
     mirrored, speed = draw(0, 1) < 0.5, draw(0.8, 1.5) * torch.where(draw(0, 1) < 0.5, -1., 1.)
     change = torch.stack([torch.where(mirrored, -speed, speed), speed], -1)  # u changes sign in the mirror
     mirrored, change = mirrored.to(rgba.device, non_blocking=True), change.to(rgba.device, non_blocking=True)
     return torch.where(mirrored[..., None, None, None], rgba.flip(-1), rgba), motion * change
 
-# %% ../nbs/07_augmentation.ipynb #459beb5e
+# %% ../nbs/07_augmentation.ipynb #90bb8136
 def paste_objects(
-    view: View,  # the appearance-transformed pair with the first pass's flow
-    cache: ObjectCache,  # full, of the same frame size
+    view: View,  # the pair (appearance-transformed), its first-pass flow and visibility
+    cache: ObjectCache,  # full, of frames of the same size
     per_sample: int = 3,  # objects pasted into each pair
     generator: Generator | None = None,  # source of randomness
 ) -> View:  # the same size
-    "Paste different key objects of earlier samples, one after another. Raises ValueError when the cache is not full or of another frame size (UnSAMFlow, Sec. 3.3)."
+    """Paste key objects of earlier samples, all different within the batch, one after another (UnSAMFlow, Sec. 3.3).
+
+    Raises ValueError when the cache is not full, holds too few objects, or those of frames of another size."""
     batch, height, width = check_view(view)
-    if cache.frame not in (None, (height, width)): raise ValueError(f'the cache holds objects of frames of {cache.frame} pixels (height, width), found {(height, width)}')
+    if cache.frame not in (None, (height, width)): raise ValueError(f'view: expected frames of {cache.frame} pixels, like the objects in the cache, found {(height, width)}')
     rgba, motion = cache.sample(batch, per_sample, generator)
     rgba, motion = vary_objects(rgba.to(view.flow.device), motion.to(view.flow.device), generator)
     for n in range(per_sample): view = paste_object(view, rgba[:, n], motion[:, n])
