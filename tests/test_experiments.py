@@ -1,0 +1,101 @@
+"Experiments: the three guards, run folders, sweeps over executors, and a run from parameters to table."
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from typer.testing import CliRunner
+
+from unsamflow.experiments import TEMPLATES, app, find_template, is_finished, read_metric, run, sweep, table, template_parameters
+
+KERNEL = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}}
+
+
+@pytest.fixture
+def template(tmp_path):
+    "A template that fails until a file `allowed` lies in its run folder, and counts its executions."
+    cells = [
+        "number: int = 2\nnames: list[str] = []\nfolder: str = ''",
+        "from pathlib import Path\nimport json\nfolder = Path(folder)\nwith open(folder / 'executions', 'a') as f: f.write('x')",
+        "assert number != 13 or (folder / 'allowed').exists(), 'unlucky'\n(folder / 'metrics.json').write_text(json.dumps({'scenes': {'epe': number ** 2}}))"]
+    book = new_notebook(cells=[new_code_cell(c) for c in cells], metadata=KERNEL)
+    book.cells[0].metadata['tags'] = ['parameters']
+    nbformat.write(book, tmp_path / 'template.ipynb')
+    return tmp_path / 'template.ipynb'
+
+
+def test_a_failed_run_keeps_its_notebook_and_can_be_run_again(template, tmp_path):
+    folder = tmp_path / 'run'
+    with pytest.raises(RuntimeError, match=r'notebook.ipynb: cell .* failed: AssertionError: unlucky'):
+        run(template, {'number': 13}, folder, progress=False)
+    assert not is_finished(folder) and 'unlucky' in (folder / 'notebook.ipynb').read_text()
+    (folder / 'allowed').touch()
+    run(template, {'number': 13}, folder, progress=False)
+    run(template, {'number': 13}, folder, progress=False)  # finished: not executed again
+    assert (folder / 'executions').read_text() == 'xx'
+    assert json.loads((folder / 'params.json').read_text()) == {'template': 'template', 'number': 13}
+    assert {'commit', 'torch', 'device'} <= json.loads((folder / 'environment.json').read_text()).keys()
+
+
+@pytest.mark.parametrize('params, words', [({'nunber': 3}, "unknown parameter 'nunber'"), ({'number': '3'}, "'number': expected <class 'int'>, found '3'"), ({'number': 2.5}, 'number'), ({'names': 'abc'}, 'names')])
+def test_bad_parameters_run_nothing(template, tmp_path, params, words):
+    with pytest.raises(ValueError, match=words.replace('(', r'\(')):
+        run(template, params, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_lost_tag_is_an_error(template, tmp_path):
+    book = nbformat.read(template, 4)
+    del book.cells[0].metadata['tags']
+    nbformat.write(book, template)
+    with pytest.raises(ValueError, match="expected one cell tagged 'parameters', found 0"):
+        run(template, {'number': 3}, tmp_path / 'run')
+
+
+def test_sweep_over_threads(template, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        folders = sweep(template, {f'n{n}': {'number': n} for n in (3, 4)}, tmp_path / 'sweep', pool)
+    assert [read_metric(f, 'scenes/epe') for f in folders.values()] == [9, 16]
+
+
+def test_sweep_refuses_bad_parameters_before_running_any(template, tmp_path):
+    with pytest.raises(ValueError, match='unknown parameter'):
+        sweep(template, {'good': {'number': 3}, 'bad': {'x': 1}}, tmp_path / 'sweep')
+    assert not (tmp_path / 'sweep').exists()
+
+
+def test_unwritable_results_are_named(template, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(OSError, match='file'):
+        run(template, {}, tmp_path / 'file' / 'run')
+
+
+def test_table_says_what_was_not_run(tmp_path):
+    frame = table({'ours': [tmp_path / 'absent']}, {'EPE': 'scenes/epe'}, {('ours', 'EPE'): 2.0})
+    assert frame['measured'].isna().all() and frame['seeds'].tolist() == [0] and frame['runs'].tolist() == ['']
+
+
+@pytest.mark.parametrize('name', sorted(p.stem for p in TEMPLATES.glob('*.ipynb')))
+def test_every_template_has_typed_parameters(name):
+    assert 'folder' in template_parameters(name)
+    code = [c for c in nbformat.read(find_template(name), 4).cells if c.cell_type == 'code']
+    assert 'parameters' in code[0].metadata['tags'] and not any(c.outputs for c in code)
+
+
+@pytest.mark.timeout(300)
+def test_train_and_evaluate_end_to_end(tiny, tmp_path):
+    overrides = tiny | {'steps': 4, 'cache': str(tmp_path / 'cache')}
+    trained = run('train', {'preset': 'demo', 'overrides': overrides, 'validation_scenes': 2, 'validate_every': 2}, tmp_path / 'train', progress=False)
+    metrics = json.loads((trained / 'metrics.json').read_text())
+    assert metrics['steps'] == 4 and metrics['validation']['validation_epe'] > 0
+    datasets = {'scenes': {'name': 'scenes', 'options': {'count': 2, 'height': 64, 'width': 96}}}
+    done = run('evaluate', {'weights': str(trained / 'weights.safetensors'), 'datasets': datasets, 'methods': ['zero flow', 'DIS', 'ours'], 'pictures': 1}, tmp_path / 'evaluate', progress=False)
+    assert read_metric(done, 'scenes/ours/epe') > 0 and read_metric(done, 'scenes/zero flow/epe') > 0
+    assert {'table.csv', 'table.md', 'samples.csv', 'flow.jpg', 'notebook.ipynb'} <= {p.name for p in done.iterdir()}
+    assert not any(o.get('output_type') == 'error' for c in nbformat.read(done / 'notebook.ipynb', 4).cells for o in c.get('outputs', []))
+
+
+def test_command_line_reports_one_line(tmp_path):
+    result = CliRunner().invoke(app, ['run', 'train', 'preset=demo', 'sed=1', '--folder', str(tmp_path / 'x')])
+    assert result.exit_code == 1 and "unknown parameter 'sed'" in result.stderr

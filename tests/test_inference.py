@@ -1,0 +1,126 @@
+"Inference: files in, files out, through the command line; and what it says of bad ones."
+import cv2
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from unsamflow.experiments import app
+from unsamflow.files import write_image
+from unsamflow.flow import read_flow
+from unsamflow.inference import load_model, predict, working_size
+from unsamflow.network import UnSAMFlow
+from unsamflow.training import save_weights
+
+run = CliRunner().invoke
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / 'weights' / 'random.safetensors'
+    path.parent.mkdir()
+    save_weights(UnSAMFlow(), path, mask_features='')
+    return path
+
+
+@pytest.fixture
+def frames(tmp_path):
+    folder, rng = tmp_path / 'frames', np.random.default_rng(0)
+    folder.mkdir()
+    texture = cv2.GaussianBlur(rng.random((80, 120, 3), np.float32), (0, 0), 2)
+    for i in range(4):
+        write_image(folder / f'f{i}.png', (np.roll(texture, 2 * i, 1) * 255).astype(np.uint8))
+    return folder
+
+
+def clip(frames, path):
+    "The folder's frames as a video."
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), 5, (120, 80))
+    for picture in sorted(frames.iterdir()):
+        writer.write(cv2.imread(str(picture)))
+    writer.release()
+    return path
+
+
+def test_pair_to_every_format(frames, weights, tmp_path):
+    out = tmp_path / 'out'
+    result = run(app, ['predict', str(frames / 'f0.png'), str(frames / 'f1.png'), '-o', str(out), '--model', str(weights), '-f', 'flo', '-f', 'kitti', '-f', 'colour', '--occlusion'])
+    assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in out.iterdir()) == ['f0.flo', 'f0_backward.flo', 'f0_backward_flow.png', 'f0_backward_kitti.png', 'f0_flow.png', 'f0_kitti.png', 'f0_occluded.png']
+    expected = predict(load_model(weights), frames / 'f0.png', frames / 'f1.png')
+    assert np.allclose(read_flow(out / 'f0.flo')[0], expected, atol=1e-5)
+    assert np.allclose(read_flow(out / 'f0_kitti.png')[0], expected, atol=1 / 128 + 1e-5)
+    assert cv2.imread(str(out / 'f0_flow.png')).shape == (80, 120, 3)
+
+
+@pytest.mark.parametrize('as_video', [False, True])
+def test_folder_or_video_to_files_and_a_video(frames, weights, tmp_path, as_video):
+    source, out = clip(frames, tmp_path / 'clip.mp4') if as_video else frames, tmp_path / 'out'
+    result = run(app, ['predict', str(source), '-o', str(out), '--model', str(weights), '-f', 'flo', '-f', 'mp4'])
+    assert result.exit_code == 0, result.output
+    assert len(list(out.glob('*.flo'))) == 3
+    video = cv2.VideoCapture(str(out / 'flow.mp4'))
+    assert sum(video.grab() for _ in range(10)) == 3
+
+
+def test_grey_arrays_and_tensors_give_the_same_flow(frames):
+    model = UnSAMFlow().eval()
+    a, b = (cv2.imread(str(frames / f'f{i}.png'))[..., ::-1] for i in (0, 1))
+    from_bytes = predict(model, a.copy(), b.copy())
+    from_floats = predict(model, *[torch.from_numpy(x.copy()).permute(2, 0, 1) / 255 for x in (a, b)])
+    assert np.allclose(from_bytes, from_floats, atol=1e-4)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (7, 200), (64, 64), (65, 63)])
+def test_any_size(size):
+    images = torch.rand(2, 3, *size)
+    flow = predict(UnSAMFlow().eval(), *images)
+    assert flow.shape == (2, *size) and np.isfinite(flow).all()
+
+
+def test_working_size_is_a_multiple_of_64_near_the_own():
+    for size in ((436, 1024), (375, 1242), (30, 5000)):
+        assert all(side % 64 == 0 and abs(side - own) <= 64 for side, own in zip(working_size(size), size))
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['nowhere.png', 'f1.png'], ['nowhere.png']),
+    (['empty.png', 'f1.png'], ['empty.png']),
+    (['truncated.png', 'f1.png'], ['truncated.png']),
+    (['text.png', 'f1.png'], ['text.png']),
+    (['f0.png', 'small.png'], ['(3, 80, 120)', '(3, 40, 60)']),
+    (['text.mp4'], ['text.mp4', 'video']),
+    (['f0.png', 'f1.png', 'f2.png'], ['two pictures', '3']),
+])
+def test_bad_input_is_one_clear_line(frames, weights, tmp_path, arguments, words):
+    good = (frames / 'f0.png').read_bytes()
+    (frames / 'empty.png').write_bytes(b'')
+    (frames / 'truncated.png').write_bytes(good[:len(good) // 2])
+    (frames / 'text.png').write_text('no picture')
+    (frames / 'text.mp4').write_text('no video')
+    cv2.imwrite(str(frames / 'small.png'), cv2.imread(str(frames / 'f0.png'))[:40, :60])
+    result = run(app, ['predict', *[str(frames / a) for a in arguments], '-o', str(tmp_path / 'out'), '--model', str(weights)])
+    assert result.exit_code == 1
+    assert result.stderr.startswith('unsamflow: ') and len(result.stderr.strip().splitlines()) == 1
+    assert all(word in result.stderr for word in words), result.stderr
+
+
+def test_output_folder_that_cannot_be_written(frames, weights, tmp_path):
+    (tmp_path / 'file').write_text('')
+    result = run(app, ['predict', str(frames / 'f0.png'), str(frames / 'f1.png'), '-o', str(tmp_path / 'file' / 'out'), '--model', str(weights)])
+    assert result.exit_code == 1 and 'file' in result.stderr
+
+
+def test_weights_of_another_network(tmp_path):
+    save_weights(UnSAMFlow(mask_features='concat'), tmp_path / 'w.safetensors', mask_features='')  # the header lies
+    with pytest.raises(ValueError, match=r'w.safetensors: weights of another network'):
+        load_model(tmp_path / 'w.safetensors')
+
+
+def test_weights_in_half_precision(tmp_path):
+    model = UnSAMFlow().eval()
+    save_weights(model, tmp_path / 'half.safetensors', torch.float16, mask_features='')
+    images = torch.rand(2, 3, 64, 64)
+    assert np.allclose(predict(load_model(tmp_path / 'half.safetensors'), *images), predict(model, *images), atol=1e-2)
+    assert (tmp_path / 'half.safetensors').stat().st_size < 5.1e6
