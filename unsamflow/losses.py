@@ -158,7 +158,7 @@ class _Ssim(Function):
         m, mm = mean_a * mean_b, (mean_a * mean_a).addcmul_(mean_b, mean_b)
         a1, a2 = (2 * m).add_(_C1), product.sub_(m).mul_(2).add_(_C2)
         b2, b1 = squares.sub_(mm).add_(_C2), mm.add_(_C1)
-        similarity = (a1 * a2).div_(b1 * b2)  # one quotient: exactly 1 for equal images
+        similarity = (a1 * a2).div_(b1 * b2)  # one quotient: exactly 1 where both are masked
         if any(ctx.needs_input_grad):
             b1, b2 = b1.reciprocal_(), b2.reciprocal_()
             inverse = b1 * b2
