@@ -194,6 +194,20 @@ def test_forward_backward_is_the_formula():
     assert occlusion_forward_backward(flow_12, flow_21, relative=0, absolute=100).sum() == 0
 
 
+@pytest.mark.parametrize('shift, threshold, occluded', [(0.75, 0.2, False), (0.85, 0.2, True), (0.75, 0.25, False), (0.75, 0.26, True)])
+def test_the_threshold_of_the_range_map(shift, threshold, occluded):
+    "A field that slides to the left by a share of a pixel leaves the rest of the mass to the last column; exactly the threshold is visible."
+    flow_21 = torch.zeros(1, 2, 3, 4)
+    flow_21[:, 0] = -shift
+    found = occlusion_range_map(flow_21) if threshold == 0.2 else occlusion_range_map(flow_21, threshold)
+    assert found[..., -1].all().item() is found[..., -1].any().item() is occluded and not found[..., :-1].any()
+
+
+def test_exactly_the_tolerance_is_visible():
+    flow_21 = torch.tensor([0.5, 0.5001]).view(1, 1, 1, 2).expand(1, 2, 1, 2) * torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
+    assert occlusion_forward_backward(torch.zeros(1, 2, 1, 2), flow_21, relative=0, absolute=0.25).flatten().tolist() == [False, True]
+
+
 def test_occlusion_shapes_types_and_no_gradient():
     flow_12, flow_21 = random_flow((3, 2, 9, 11)).requires_grad_(), random_flow((3, 2, 9, 11), seed=2).requires_grad_()
     for occluded in (occlusion_forward_backward(flow_12, flow_21), occlusion_range_map(flow_21)):
@@ -272,8 +286,8 @@ def test_kitti_codes(tmp_path):
     valid = np.array([[1, 1, 1, 1, 1, 1, 1, 0]])
     write_flow(tmp_path/'a.png', np.stack([u, -2 * u.clip(-9, 9)]), valid)
     blue, green, red = cv2.imread(str(tmp_path/'a.png'), cv2.IMREAD_UNCHANGED).transpose(2, 0, 1).astype(int)
-    assert red.tolist() == [[32768, 32832, 32704, 65535, 1, 32769, 32768, 0]]
-    assert green.tolist() == [[32768, 32640, 32896, 31616, 33920, 32767, 32767, 0]]
+    assert red.tolist() == [[32768, 32832, 32704, 65535, 1, 32769, 32768, 32768]]  # not valid: the code of no motion, as in KITTI's own files
+    assert green.tolist() == [[32768, 32640, 32896, 31616, 33920, 32767, 32767, 32768]]
     assert blue.tolist() == valid.tolist()
 
 

@@ -44,9 +44,8 @@ def warp(
         raise ValueError(f'warp: expected image (B, C, H, W) and flow (B, 2, H, W), found {tuple(image.shape)} and {tuple(flow.shape)}')
     if not image.is_floating_point(): raise TypeError(f'warp: expected a floating image (labels cannot be interpolated), found {image.dtype}')
     dtype = torch.promote_types(torch.promote_types(image.dtype, flow.dtype), torch.float32)
-    with torch.autocast(flow.device.type, enabled=False):
-        grid = _normalise(flow.to(dtype)).permute(0, 2, 3, 1)
-        return F.grid_sample(image.to(dtype), grid, padding_mode=padding, align_corners=True).to(image.dtype)
+    grid = _normalise(flow.to(dtype)).permute(0, 2, 3, 1)
+    return F.grid_sample(image.to(dtype), grid, padding_mode=padding, align_corners=True).to(image.dtype)
 
 def _at_least_float32(flow):
     return flow.to(torch.promote_types(flow.dtype, torch.float32))
@@ -161,7 +160,7 @@ def _encode_kitti(flow, valid, path):
     steps = np.rint(64 * np.where(valid, flow, 0).astype(np.float64))
     if (np.abs(steps) >= 2**15).any():
         raise ValueError(f'{path}: expected components under 512 px, all that a KITTI PNG can hold, found {np.abs(steps).max() / 64:g} px; .flo holds them')
-    u, v = np.where(valid, steps + 2**15, 0)
+    u, v = steps + 2**15
     return cv2.imencode('.png', np.stack([valid, v, u], axis=2).astype(np.uint16))[1].tobytes()
 
 # %% ../nbs/00_flow.ipynb #71b73c92
