@@ -53,9 +53,12 @@ def step_of(folder):
 
 
 def wait_for_step(process, folder, step, seconds=60):
-    end = time.time() + seconds
-    while step_of(folder) < step and time.time() < end and process.poll() is None:
-        time.sleep(0.05)
+    "Waits for the log's line of that step, which comes just before its checkpoint."
+    end, log = time.time() + seconds, folder / 'log.jsonl'
+    while time.time() < end and process.poll() is None:
+        if log.is_file() and f'"step": {step},' in log.read_text():
+            return
+        time.sleep(0.02)
 
 
 def test_full_disk_keeps_the_earlier_checkpoint(tmp_path):

@@ -199,11 +199,10 @@ def draw_for(
     purpose: str,  # one of `PURPOSES`
     seed: int,
     step: int,
-    device: torch.device | str = 'cpu',
-) -> torch.Generator:
+) -> torch.Generator:  # on the CPU: its draws are the same whatever the device, and asking for them waits for none
     "A generator whose draws depend on (seed, step, purpose) alone."
     state = np.random.SeedSequence((seed, step, PURPOSES.index(purpose))).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(state) >> 1)
+    return torch.Generator().manual_seed(int(state) >> 1)
 
 
 def both_ways(
@@ -277,8 +276,8 @@ class Objective(nn.Module):
         c, terms = self.config, {}
         flow = torch.cat([flows.forward[0], flows.backward[0]])
         if c.hg and c.hg_weight:
-            generator = draw_for('ransac', c.seed, step, flow.device)
-            terms['homography'] = (c.hg_weight, homography_loss(flow, both_ways(batch.segments_1, batch.segments_2), occluded, c.hg_threshold, c.hg_regions, generator=generator))
+            segments = both_ways(batch.segments_1, batch.segments_2)
+            terms['homography'] = (c.hg_weight, homography_loss(flow, segments, occluded, c.hg_threshold, c.hg_regions, generator=draw_for('ransac', c.seed, step)))
         if c.smoothness == 'image-edge':
             terms['smoothness'] = (c.smoothness_weight, edge_aware_smoothness(flow, both_ways(batch.image_1, batch.image_2)))
         if c.smoothness == 'segment-boundary':
@@ -287,8 +286,7 @@ class Objective(nn.Module):
 
     def self_supervision(self, batch: Sample, flow: Tensor, occluded: Tensor, stage: Stage, step: int) -> dict[str, tuple[float, Tensor]]:
         "Passes 2 and 3: the first pass's flow, transformed, is the target on transformed frames (Sec. 3.2, 3.3)."
-        c, device = self.config, flow.device
-        draw = lambda purpose: draw_for(purpose, c.seed, step, device)
+        c, draw = self.config, lambda purpose: draw_for(purpose, self.config.seed, step)
         semantic = stage.adaptations and c.aug
         weight = c.aug_weight if semantic else stage.self_supervision
         image_1, image_2 = self.appearance(batch.image_1, batch.image_2, generator=draw('appearance'))
