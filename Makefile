@@ -21,7 +21,7 @@ train: $(READY) ## train PRESET with SEED into results/PRESET, or go on training
 	@$(BIN)/unsamflow run train preset=$(PRESET) seed=$(SEED)
 
 test: $(READY) ## run every notebook and every test
-	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --path nbs --n_workers 2 --do_print && $(BIN)/python -m pytest tests
+	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 && $(BIN)/python -m pytest tests
 
 check: $(READY) ## fail when the library, the stored notebooks or the README differ from the notebooks
 	@$(BIN)/python docs/check.py

@@ -24,7 +24,7 @@ def start(overrides, folder):
     return subprocess.Popen([sys.executable, '-c', TRAIN, json.dumps(overrides), str(folder)], env=os.environ | {'OMP_NUM_THREADS': '1'}, stderr=subprocess.PIPE)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_killed_ten_times_at_random_it_ends_with_the_same_weights(tiny, tmp_path):
     overrides = tiny | {'steps': 40, 'checkpoint_minutes': 0.0}
     whole = start(overrides, tmp_path / 'whole')

@@ -11,6 +11,7 @@ __all__ = ['STAGES', 'PRESETS', 'PURPOSES', 'AFFINE', 'FORMAT', 'RUNNING', 'SHOW
 
 # %% ../nbs/08_training.ipynb #5b185556
 import hashlib
+import io
 import json
 import math
 import time
@@ -402,8 +403,10 @@ def save_checkpoint(
     **state,  # tensors, numbers, strings, and dictionaries and lists of them
 ):
     "Writes a checkpoint atomically. Raises OSError naming the file; the earlier checkpoint survives."
+    buffer = io.BytesIO()  # torch.save straight to a full disk fails with a message of its own zip writer
+    torch.save({'format': FORMAT, **state}, buffer)
     with atomic_path(path) as temporary:
-        torch.save({'format': FORMAT, **state}, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(
