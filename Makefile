@@ -20,6 +20,12 @@ demo: $(READY) ## train from scratch on rendered scenes, evaluate, write results
 train: $(READY) ## train PRESET with SEED into results/PRESET, or go on training
 	@$(BIN)/unsamflow run train preset=$(PRESET) seed=$(SEED)
 
+table-%: $(READY) ## regenerate one table of the paper from the runs in results
+	@$(BIN)/unsamflow run tables tables=[table-$*] --folder results/tables/table-$* --again
+
+tables: $(READY) ## regenerate every table from the runs in results
+	@$(BIN)/unsamflow run tables --folder results/tables --again
+
 test: $(READY) ## run every notebook and every test
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 && $(BIN)/python -m pytest tests
 

@@ -261,7 +261,7 @@ class TableSpec(BaseModel):
     title: str
     note: str = ''
     published: str | None = None  # csv in data/paper
-    key: str = 'method'  # its column that names rows
+    key: str | list[str] = 'method'  # its column that names rows; several are joined by ' / '
     columns: dict[str, Column]
     rows: dict[str, Row]
 
@@ -284,7 +284,8 @@ def fill_table(
     "Collects the runs that a description names, beside the published figures."
     figures = {}
     if spec.published:
-        known = pd.read_csv(Path(paper or TABLES.parent / 'paper') / spec.published).set_index(spec.key)
+        known = pd.read_csv(Path(paper or TABLES.parent / 'paper') / spec.published)
+        known.index = known[np.atleast_1d(spec.key)].astype(str).agg(' / '.join, axis=1)
         figures = {(r, c): known.at[row.published, column.published] for r, row in spec.rows.items() for c, column in spec.columns.items() if row.published and column.published}
     parts = []
     for label, row in spec.rows.items():
