@@ -30,7 +30,7 @@ class SlimConv2d(nn.Conv2d):
 def conv(
     inputs: int,  # channels
     outputs: int,  # channels
-    kernel: int = 3,  # side, odd
+    kernel: int = 3,  # side: 1 or 3
     stride: int = 1,
     dilation: int = 1,
 ) -> nn.Sequential:
