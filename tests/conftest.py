@@ -1,11 +1,8 @@
 "What several test files share: a tiny configuration, and folders of a machine that may or may not have real data."
 
 import pytest
-import torch
 
 from unsamflow.datasets import setting
-
-torch.set_num_threads(2)
 
 
 def tiny_scenes(count=4):
