@@ -4,6 +4,8 @@ BIN := .venv/bin
 PRESET ?= demo
 SEED ?= 0
 READY := .venv/.ready
+# threads that wait should sleep: spinning ones stall each other as soon as the machine does anything else
+export OMP_WAIT_POLICY ?= PASSIVE
 .PHONY: help setup demo train tables test check export readme docs lock clean
 .DEFAULT_GOAL := help
 
