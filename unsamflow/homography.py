@@ -151,9 +151,10 @@ def normalise(
     scale: Scale,  # of these Q rows
 ) -> tuple[Tensor, Tensor]:  # source (Q, 3, N), homogeneous, and target (Q, 2, N)
     "Positions in both frames, in a region's own coordinates."
-    size = scale.size[:, None, None]
-    source = (position - scale.centre[..., None]) / size
-    return torch.cat([source, torch.ones_like(source[:, :1])], 1), source + (motion - scale.motion[..., None]) / size
+    unit = 1 / scale.size[:, None, None]
+    source = torch.addcmul(-unit * scale.centre[..., None], unit, position)
+    target = torch.addcmul(source, unit, motion) - unit * scale.motion[..., None]
+    return F.pad(source, (0, 0, 0, 1), value=1.0), target
 
 # %% ../nbs/06_homography.ipynb #08e91adf
 def in_pixels(
@@ -303,7 +304,7 @@ def search(
 
 # %% ../nbs/06_homography.ipynb #305c2813
 THINNEST = 0.4  # pixels, standard deviation of the inliers' positions across their narrow side
-ZOOM = 2.0  # most by which a region's radius may grow
+ZOOM = 2.0  # most by which a region's extent may grow
 
 class Fit(NamedTuple):
     "Robust homographies of R regions and what is known of them."
@@ -366,9 +367,9 @@ def fit_regions(
     inlier = (error.square().sum(1) <= tolerance.square()[:, None]) & blocks.reliable
     unsound = (depth.amin((1, 2)) <= HORIZON) | ~motion.sum((1, 2)).isfinite()
     inliers, unsound = (member @ torch.stack([inlier.sum(1), unsound], 1).double()).unbind(1)
-    before, after = ((member * points.square().sum(1).amax(1)).amax(1) for points in (source[:, :2], moved))
+    before, after = ((member * points.abs().amax((1, 2))).amax(1) for points in (source[:, :2], moved))
     enough = (regions.reliable >= 4) & (regions.reliable >= 0.2 * regions.total) & (inliers >= 0.5 * regions.reliable)
-    accepted = found & enough & (unsound == 0) & (after <= ZOOM**2 * before) & (_thickness(moments, scale.size) > THINNEST)
+    accepted = found & enough & (unsound == 0) & (after <= ZOOM * before) & (_thickness(moments, scale.size) > THINNEST)
     return Fit(homographies, scale, accepted, inliers, error * own.size[:, None, None])
 
 # %% ../nbs/06_homography.ipynb #ee31bedf
