@@ -215,6 +215,17 @@ def test_occlusion_shapes_types_and_no_gradient():
     assert not range_map(flow_21).requires_grad
 
 
+def test_occlusion_names_the_shapes_it_refuses():
+    good, small, three = torch.zeros(1, 2, 6, 7), torch.zeros(1, 2, 6, 8), torch.zeros(1, 3, 6, 7)
+    for function in (range_map, occlusion_range_map):
+        for flow in (three, good[0]):
+            with pytest.raises(ValueError) as caught: function(flow)
+            assert str(tuple(flow.shape)) in str(caught.value)
+    for pair in ((good, small), (good, three), (three, three), (good[0], good[0])):
+        with pytest.raises(ValueError) as caught: occlusion_forward_backward(*pair)
+        assert all(str(tuple(flow.shape)) in str(caught.value) for flow in pair)
+
+
 def test_flow_that_is_not_finite():
     flow_12, flow_21 = torch.zeros(1, 2, 6, 7), torch.zeros(1, 2, 6, 7)
     flow_12[0, 0, 2, 3] = float('nan')

@@ -48,6 +48,7 @@ def warp(
     return F.grid_sample(image.to(dtype), grid, padding_mode=padding, align_corners=True).to(image.dtype)
 
 def _at_least_float32(flow):
+    "The flow in float32, or float64 if it has that."
     return flow.to(torch.promote_types(flow.dtype, torch.float32))
 
 def _normalise(flow):
@@ -71,12 +72,17 @@ def resize_flow(
 
     A field that has the size already is returned as it is. Raises: ValueError for another shape than (B, 2, H, W).
     """
-    if flow.ndim != 4 or flow.shape[1] != 2: raise ValueError(f'resize_flow: expected flow (B, 2, H, W), found {tuple(flow.shape)}')
+    _check_fields('resize_flow', flow)
     flow = _at_least_float32(flow)
     (height, width), (new_height, new_width) = flow.shape[-2:], size
     if (height, width) == (new_height, new_width): return flow
     scale = _pair(new_width / width, new_height / height, dict(device=flow.device, dtype=flow.dtype))
     return F.interpolate(flow, (new_height, new_width), mode='bilinear', align_corners=True) * scale
+
+def _check_fields(caller, *flows):
+    "Refuse flow of another shape than (B, 2, H, W), and fields that differ in shape."
+    if any(flow.ndim != 4 or flow.shape[1] != 2 or flow.shape != flows[0].shape for flow in flows):
+        raise ValueError(f"{caller}: expected flow (B, 2, H, W), found {' and '.join(str(tuple(flow.shape)) for flow in flows)}")
 
 # %% ../nbs/00_flow.ipynb #12d2d1c8
 @torch.no_grad()
@@ -86,7 +92,11 @@ def occlusion_forward_backward(
     relative: float = 0.01,  # alpha: tolerated share of the squared lengths
     absolute: float = 0.5,  # beta: squared pixels tolerated in any case
 ) -> Tensor:  # (B, 1, H, W) bool, pixels of frame 1: True = occluded
-    "Occluded where going to frame 2 and back does not end near the start (UnFlow; UnSAMFlow, Sec. 3.2). Flow that is not finite is occluded."
+    """Occluded where going to frame 2 and back does not end near the start (UnFlow; UnSAMFlow, Sec. 3.2).
+
+    Flow that is not finite is occluded. Raises: ValueError unless both are (B, 2, H, W), of one size.
+    """
+    _check_fields('occlusion_forward_backward', flow_12, flow_21)
     flow_12 = _at_least_float32(flow_12)
     back = warp(_at_least_float32(flow_21), flow_12, padding='zeros')
     error = (flow_12 + back).square().sum(1, keepdim=True)
@@ -100,8 +110,9 @@ def range_map(
 ) -> Tensor:  # (B, 1, H, W), float, >= 0: how many pixels of frame 2 have come from each pixel of frame 1
     """Every pixel of frame 2 lays a mass of 1 on frame 1, where the flow takes it, shared bilinearly by the four nearest pixels.
 
-    Mass that falls outside the frame, or whose flow is NaN, is dropped (Wang et al., 2018).
+    Mass that falls outside the frame, or whose flow is NaN, is dropped (Wang et al., 2018). Raises: ValueError for another shape than (B, 2, H, W).
     """
+    _check_fields('range_map', flow_21)
     batch, _, height, width = flow_21.shape
     flow_21 = _at_least_float32(flow_21)
     x, y = (pixel_grid(height, width, flow_21.device, flow_21.dtype) + flow_21).nan_to_num(nan=-1).unbind(1)
@@ -123,7 +134,7 @@ def occlusion_range_map(
     flow_21: Tensor,  # (B, 2, H, W), pixels: from frame 2 to frame 1
     threshold: float = 0.2,  # the least mass of a visible pixel
 ) -> Tensor:  # (B, 1, H, W) bool, pixels of frame 1: True = occluded
-    "Occluded where no pixel of frame 2 has come from: the range map is below the threshold (UFlow; UnSAMFlow, Sec. 3.2)."
+    "Occluded where (next to) no pixel of frame 2 has come from: the range map is below the threshold (UFlow; UnSAMFlow, Sec. 3.2). Raises: as `range_map`."
     return range_map(flow_21) < threshold
 
 # %% ../nbs/00_flow.ipynb #56e7a21c
@@ -131,6 +142,7 @@ FLO_MAGIC = 202021.25
 FLO_UNKNOWN = 1e9  # px; more means that the flow is unknown
 
 def _decode_flo(data, path):
+    "The bytes of a .flo file -> flow (2, H, W), valid (H, W)."
     if len(data) < 12: raise ValueError(f'{path}: expected a .flo file, header of 12 bytes, found {len(data)} bytes')
     magic, (width, height) = np.frombuffer(data, '<f4', 1).item(), np.frombuffer(data, '<i4', 2, offset=4).tolist()
     if magic != FLO_MAGIC: raise ValueError(f'{path}: expected a .flo file, magic number {FLO_MAGIC}, found {magic:g}')
@@ -142,6 +154,7 @@ def _decode_flo(data, path):
     return flow, (np.abs(flow) <= FLO_UNKNOWN).all(0)  # NaN compares false: unknown
 
 def _encode_flo(flow, valid, path):
+    "Flow (2, H, W), valid (H, W) -> the bytes of a .flo file."
     if (np.abs(flow[:, valid]) > FLO_UNKNOWN).any():
         raise ValueError(f'{path}: expected components up to {FLO_UNKNOWN:g} px (more means unknown), found {np.abs(flow[:, valid]).max():g}')
     pairs = np.where(valid, flow, np.float32(10 * FLO_UNKNOWN)).transpose(1, 2, 0)
@@ -149,6 +162,7 @@ def _encode_flo(flow, valid, path):
 
 # %% ../nbs/00_flow.ipynb #e985f93b
 def _decode_kitti(data, path):
+    "The bytes of a KITTI PNG -> flow (2, H, W), valid (H, W)."
     codes = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     if codes is None: raise ValueError(f'{path}: expected a whole PNG file, found {len(data)} bytes that do not decode')
     if codes.dtype != np.uint16 or codes.ndim != 3 or codes.shape[2] != 3:
@@ -157,6 +171,7 @@ def _decode_kitti(data, path):
     return (np.stack([u, v]).astype(np.float32) - 2**15) / 64, valid > 0
 
 def _encode_kitti(flow, valid, path):
+    "Flow (2, H, W), valid (H, W) -> the bytes of a KITTI PNG."
     steps = np.rint(64 * np.where(valid, flow, 0).astype(np.float64))
     if (np.abs(steps) >= 2**15).any():
         raise ValueError(f'{path}: expected components under 512 px, all that a KITTI PNG can hold, found {np.abs(steps).max() / 64:g} px; .flo holds them')
@@ -167,6 +182,7 @@ def _encode_kitti(flow, valid, path):
 _FORMATS = {'.flo': (_decode_flo, _encode_flo), '.png': (_decode_kitti, _encode_kitti)}
 
 def _format(path):
+    "The decoder and the encoder for a path."
     suffix = Path(path).suffix.lower()
     if suffix not in _FORMATS: raise ValueError(f"{path}: expected the suffix .flo or .png for flow, found '{suffix}'")
     return _FORMATS[suffix]
