@@ -415,8 +415,8 @@ def spoil_by_renaming(path): path.rename(path.with_name('extra.png')), write_flo
 
 
 @pytest.mark.parametrize('spoil, message', [
-    (spoil_eight_bits, 'flow/000001_10.png: expected KITTI flow, a PNG of 3 channels with 16 bits, found uint8'),
-    (spoil_one_channel, 'flow/000001_10.png: expected KITTI flow, a PNG of 3 channels with 16 bits, found uint16 of shape (9, 12)'),
+    (spoil_eight_bits, 'flow/000001_10.png: expected KITTI flow, 3 channels of 16 bits, found 3 of 8 bits'),
+    (spoil_one_channel, 'flow/000001_10.png: expected KITTI flow, 3 channels of 16 bits, found 1 of 16 bits'),
     (spoil_size, 'flow/000001_10.png: expected 9 x 12 pixels (rows x columns), found 12 x 9'),
     (spoil_validity, 'flow/000001_10.png: expected flow in every pixel, found 9 of 108 invalid'),
     (spoil_content, 'flow/000001_10.png: expected a whole PNG file, found 0 bytes'),
