@@ -281,7 +281,9 @@ def add_noise(
 # %% ../nbs/07_augmentation.ipynb #aa6de983
 @dataclass(frozen=True, config=ConfigDict(extra='forbid'))
 class AffinePair:
-    "Pass 2: an affine for both frames, a small relative one for frame 2, a mirror, noise (UnSAMFlow, Sec. 3.2, after ARFlow). Raises ValueError on settings out of range."
+    """Pass 2: an affine for both frames, a small relative one for frame 2, a mirror, noise (UnSAMFlow, Sec. 3.2, after ARFlow).
+
+    Raises ValueError on settings out of range."""
     zoom: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.4)  # range of the zoom of both frames; over 1 magnifies
     relative_zoom: tuple[PositiveFloat, PositiveFloat] = (0.99, 1.01)  # range of frame 2's own zoom
     rotation: float = 0.01  # of both frames, radians either way
@@ -385,7 +387,8 @@ def unpack_objects(
     "The inverse of `pack_objects`. Raises ValueError for places outside the shape."
     count, height, width = shape
     pixels = count * height * width
-    if len(place) and not 0 <= int(place.min()) <= int(place.max()) < pixels: raise ValueError(f'place: expected values from 0 to {pixels - 1} for {shape}, found {int(place.min())} to {int(place.max())}')
+    if len(place) and not 0 <= int(place.min()) <= int(place.max()) < pixels:
+        raise ValueError(f'place: expected values from 0 to {pixels - 1} for {shape}, found {int(place.min())} to {int(place.max())}')
     rgba = torch.zeros(pixels, 4, dtype=torch.uint8, device=colour.device)
     rgba[place] = F.pad(colour, (0, 1), value=255)
     return rgba.view(count, height, width, 4).permute(0, 3, 1, 2).contiguous()
@@ -438,7 +441,8 @@ class ObjectCache:
     def _prepare(self, image_1, key_objects, flow):
         "Check shapes; make room at the first push; follow the frames to their device."
         batch, _, *frame = image_1.shape
-        if flow.shape != (batch, 2, *frame): raise ValueError(f'flow: expected {(batch, 2, *frame)}, to go with image_1 {tuple(image_1.shape)}, found {tuple(flow.shape)}')
+        if flow.shape != (batch, 2, *frame):
+            raise ValueError(f'flow: expected {(batch, 2, *frame)}, to go with image_1 {tuple(image_1.shape)}, found {tuple(flow.shape)}')
         if len(key_objects) != batch: raise ValueError(f'key_objects: expected one entry for each of {batch} samples, found {len(key_objects)}')
         if batch > self.size: raise ValueError(f'image_1: expected at most {self.size} samples, the size of the cache, found {batch}')
         if self.frame is None: self.rgba = torch.zeros(self.size, 4, *frame, dtype=torch.uint8, device=image_1.device)
@@ -524,7 +528,8 @@ def paste_objects(
 
     Raises ValueError when the cache is not full, holds too few objects, or those of frames of another size."""
     batch, height, width = check_view(view)
-    if cache.frame not in (None, (height, width)): raise ValueError(f'view: expected frames of {cache.frame} pixels, like the objects in the cache, found {(height, width)}')
+    if cache.frame not in (None, (height, width)):
+        raise ValueError(f'view: expected frames of {cache.frame} pixels, like the objects in the cache, found {(height, width)}')
     rgba, motion = cache.sample(batch, per_sample, generator)
     rgba, motion = vary_objects(rgba.to(view.flow.device), motion.to(view.flow.device), generator)
     for n in range(per_sample): view = paste_object(view, rgba[:, n], motion[:, n])
