@@ -19,7 +19,7 @@ from .flow import warp
 def _float(
     x: Tensor,  # any shape, any number type
 ) -> Tensor:  # the same, float32; float64 stays
-    'Leave half precision and booleans.'
+    'Half precision, integers and booleans raised to float32.'
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
