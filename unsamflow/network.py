@@ -338,7 +338,9 @@ def _join(first: Tensor, *others: Tensor) -> Tensor:
 
 # %% ../nbs/04_network.ipynb #e5bcd1bb
 class UnSAMFlow(nn.Module):
-    "Two frames to a pyramid of flows, in one direction or both. UnSAMFlow, Sec. 3.2; mask features, Sec. 3.5."
+    """Two frames to a pyramid of flows, in one direction or both. UnSAMFlow, Sec. 3.2; mask features, Sec. 3.5.
+
+    Raises: ValueError for another `mask_features`."""
     def __init__(
         self,
         mask_features: str | None = None,  # None, 'concat', 'residual' or 'concat+residual': needs segments at every call
