@@ -6,7 +6,7 @@ SEED ?= 0
 READY := .venv/.ready
 # threads that wait should sleep: spinning ones stall each other as soon as the machine does anything else
 export OMP_WAIT_POLICY ?= PASSIVE
-.PHONY: help setup demo train tables test check export readme docs lock clean
+.PHONY: help setup demo train evaluate tables test check export lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -19,10 +19,13 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY) ## train from scratch on rendered scenes, evaluate, write results/demo: ten minutes on two cores
 	@$(BIN)/unsamflow demo
 
-train: $(READY) ## train PRESET with SEED into results/PRESET, or go on training
-	@$(BIN)/unsamflow run train preset=$(PRESET) seed=$(SEED)
+train: $(READY) ## train PRESET with SEED into results/PRESET/seed-SEED, or go on training
+	@$(BIN)/unsamflow run train preset=$(PRESET) seed=$(SEED) --folder results/$(PRESET)/seed-$(SEED)
 
-table-%: $(READY) ## regenerate one table of the paper from the runs in results
+evaluate: $(READY) ## evaluate what `make train` with the same PRESET and SEED has trained
+	@$(BIN)/unsamflow run evaluate weights=results/$(PRESET)/seed-$(SEED)/weights.safetensors --folder results/$(PRESET)/seed-$(SEED)/evaluate
+
+table-%: $(READY) ## regenerate one table from the runs in results: table-1 to table-7, table-scenes
 	@$(BIN)/unsamflow run tables tables=[table-$*] --folder results/tables/table-$* --again
 
 tables: $(READY) ## regenerate every table from the runs in results
