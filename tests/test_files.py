@@ -170,6 +170,11 @@ def test_missing_and_folder(tmp_path):
     with pytest.raises(OSError, match=tmp_path.name): read_image(tmp_path)
 
 
+@pytest.mark.parametrize('content, found', [
+    (b'', 'an empty file'), (b'<html>404</html>', '16 bytes of no known format'), (b'PIEH' + bytes(100), '104 bytes of no known format'), (b'\x89PNG\r\n\x1a\n', '8 bytes')])
+def test_what_is_no_picture(tmp_path, content, found):
+    (tmp_path/'a.png').write_bytes(content)
+    with pytest.raises(ValueError, match=f'a.png: expected a whole picture .*found {found}'): read_image(tmp_path/'a.png')
 
 
 @pytest.mark.parametrize('suffix', ['.png', '.jpg', '.ppm', '.bmp', '.webp', '.tif'])
