@@ -96,6 +96,20 @@ def test_records_of_another_image_are_refused_by_name():
         with pytest.raises(ValueError, match=r"records\[0\]: expected a mask of the image's size \(9, 8\), found \(8, 9\)"): function(records, (9, 8))
 
 
+def test_a_broken_record_is_named_by_its_place():
+    records = [make_record(mask) for mask in random_masks(3, (8, 9), 0)]
+    records[2] = {'segmentation': {'size': [8, 9], 'counts': records[2]['segmentation']['counts'][:-1]}}
+    for function in (full_segmentation, key_objects, overlap_matrix):
+        with pytest.raises(ValueError, match=r'records\[2\]: broken RLE: expected'): function(records, (8, 9))
+
+
+def test_an_image_without_masks_is_one_background():
+    labels = full_segmentation([], (8, 9))
+    assert labels.shape == (8, 9) and labels.dtype == np.uint16 and not labels.any()
+    assert overlap_matrix([], (8, 9)).shape == (0, 0)
+    assert key_objects([], (8, 9)).shape == (0, 8, 9) and key_objects([], (8, 9)).dtype == bool
+
+
 def test_masks_of_the_sa_v_data_set_decode():
     path = Path(os.environ.get('UNSAMFLOW_DATA', 'datasets')) / 'SA-V/sav_000001_auto.json'
     if not path.exists(): pytest.skip(f'needs {path.name} of SA-V in the folder that UNSAMFLOW_DATA names')

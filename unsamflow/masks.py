@@ -486,7 +486,8 @@ class Built(NamedTuple):
 class MaskStore:
     """The mask records of many images in a folder: `store[name]`, `store[name] = records`, `name in store`, iteration over names.
 
-    Raises: ValueError where the folder holds masks of other settings; OSError where it cannot be written."""
+    Raises: KeyError for an image that has no masks; ValueError where the folder holds masks of other settings, or a damaged file;
+    TypeError for what is no record; OSError where the folder cannot be written."""
 
     def __init__(
         self,
