@@ -402,20 +402,22 @@ def assert_complete(folder, count):
 
 def test_ten_kills_lose_one_image_each_at_most(tmp_path):
     rng, log, count = np.random.default_rng(0), tmp_path / 'log', 120
+    def entries(): return len(log.read_text().split()) if log.exists() else 0
     for trial in range(10):
-        process = started(tmp_path / 'store', log, count, 0.005)
-        time.sleep(rng.uniform(0.05, 0.15))
+        goal = entries() + rng.integers(1, 6)
+        process = started(tmp_path / 'store', log, count, 0.01)
+        while entries() < goal: time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.02))  # some moment of the next image or the one after, whatever the speed of the machine
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         assert process.exitcode == -signal.SIGKILL
         store = MaskStore(tmp_path / 'store')
         for name in store: assert len(store[name]) == 1  # whatever is there is whole
-        made = len(log.read_text().split()) if log.exists() else 0
-        assert made - len(list(store)) <= trial + 1
+        assert entries() - len(list(store)) <= trial + 1
     built = build(tmp_path / 'store', log, count, 0)
-    assert built.made + built.found == count and built.found > 10
+    assert built.made + built.found == count and built.found >= 10
     assert_complete(tmp_path / 'store', count)
-    assert len(log.read_text().split()) <= count + 10
+    assert entries() <= count + 10
 
 
 def test_several_processes_share_the_work_while_one_reads(tmp_path):
