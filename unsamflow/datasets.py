@@ -271,6 +271,9 @@ def read_video_frame(
     return as_image(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
 
 # %% ../nbs/03_datasets.ipynb #80681746
+_INHERITED = []  # decoders that a parent process opened: closing one would wait for its threads, which a fork does not copy
+
+
 class Video:
     "The frames of a video file, (H, W, 3) uint8 RGB by index: exact in any order, quick in ascending order."
 
@@ -311,6 +314,8 @@ class Video:
         return cv2.cvtColor(self._recent[index], cv2.COLOR_BGR2RGB)
 
     def _open(self):
+        if self._process not in (None, os.getpid()):
+            _INHERITED.append(self._capture)
         self._capture, self._process, self._next, self._recent = _open_video(self.path), os.getpid(), 0, {}
 
     def _seek(self, index: int):
@@ -867,7 +872,10 @@ class Spring(Benchmark):
         truth_only: bool = False,
         complete: bool = False,
     ):
-        root, self.stated = data_folder(root, 'Spring'), {'train': 4963, 'test': 990}[split]
+        stated = {'train': 4963, 'test': 990}
+        if split not in stated:
+            raise ValueError(f"split: expected 'train' or 'test', found {split!r}")
+        root, self.stated = data_folder(root, 'Spring'), stated[split]
         pairs = [p for folder in sorted(root.glob(f'{split}/*/frame_left')) for p in consecutive(picture_keys(root, folder))]
         super().__init__([Pair(a[:-4], a, b) for a, b in pairs], root, masks, truth_only, complete, 1080 / 375)
 
