@@ -9,8 +9,10 @@ import time
 
 import pytest
 import torch
+from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from unsamflow.training import PRESETS, Run, load_checkpoint, load_config, save_checkpoint, save_weights, train, training_loader
+from unsamflow.training import PRESETS, Log, Objective, Run, Source, cache_name, load_checkpoint, load_config, save_checkpoint, save_weights, train, training_loader
 
 TRAIN = '''
 import json, sys, torch
@@ -95,6 +97,84 @@ def test_time_limit_leaves_a_checkpoint(tiny, tmp_path):
     assert not (tmp_path / 'weights.safetensors').exists()
 
 
+def test_log_and_curves_agree_after_an_interruption(tiny, tmp_path):
+    def stop(model, step):
+        if step == 5:
+            raise KeyboardInterrupt
+        return {'validation_epe': float(step)}
+
+    config = load_config('demo', checkpoint_minutes=0.0, **tiny)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, stop, validate_every=1, progress=False)  # step 5 is taken, but neither logged nor saved
+    train(config, tmp_path, progress=False)
+    lines = {line['step']: line for line in map(json.loads, (tmp_path / 'log.jsonl').read_text().splitlines())}
+    assert list(lines) == list(range(1, 9))
+    curves = EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
+    for name in ('loss', 'gradient_norm', 'learning_rate'):
+        drawn = {event.step: event.value for event in curves.Scalars(name)}
+        assert drawn == pytest.approx({step: line[name] for step, line in lines.items()}, rel=1e-5)
+    assert {event.step: event.value for event in curves.Scalars('validation_epe')} == {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}
+
+
+def test_log_holds_the_learning_rate_of_the_step_and_its_last_lines(tiny, tmp_path):
+    phases = [{'schedule': 'one-cycle', 'learning_rate': 4e-4, **phase} for phase in tiny['phases']]
+    run = train(load_config('demo', **tiny | {'phases': phases, 'steps': 5, 'log_every': 3}), tmp_path, progress=False)
+    lines = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
+    assert [line['step'] for line in lines] == [3, 5] and all(line['learning_rate'] > 0 for line in lines)
+    with safe_open(tmp_path / 'weights.safetensors', 'pt') as file:
+        assert file.metadata() == {'mask_features': '', 'preset': 'demo', 'data': 'scenes', 'steps': '5', 'seed': '0'}
+    assert run.step == 5
+
+
+def test_a_skipped_step_does_not_spoil_the_means(tmp_path):
+    log = Log(tmp_path, 0)
+    for value in (1.0, float('nan'), 3.0):
+        log.add({'loss': torch.tensor(value)})
+    assert log.write(3)['loss'] == 2.0
+    log.close()
+    silent = Log(tmp_path / 'other', 0, active=False)  # of several processes, one writes
+    silent.write(1)
+    silent.close()
+    assert not (tmp_path / 'other').exists()
+
+
+VARIANTS = [
+    ({}, {'affine', 'occlusion'}), ({'aug': True}, {'affine', 'occlusion'}), ({'hg': True}, {'affine', 'occlusion', 'homography'}),
+    ({'mf': 'concat'}, {'affine', 'occlusion'}), ({'mf': 'residual'}, {'affine', 'occlusion'}), ({'mf': 'concat+residual'}, {'affine', 'occlusion'}),
+    ({'smoothness': 'image-edge', 'smoothness_weight': 50.0}, {'affine', 'occlusion', 'smoothness'}),
+    ({'smoothness': 'segment-boundary', 'smoothness_weight': 50.0}, {'affine', 'occlusion', 'smoothness'})]
+
+
+@pytest.mark.parametrize('switches, names', VARIANTS)
+def test_every_variant_has_its_terms_and_reaches_every_parameter(tiny, switches, names):
+    config = load_config('demo', **tiny, **switches)
+    torch.manual_seed(0)
+    objective = Objective(config)
+    terms = objective(next(training_loader(config, config.phases[0], 7, 8)), 7)
+    assert terms.keys() == names | {'loss', 'photometric', 'occluded'}
+    terms['loss'].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters())
+    assert sum(p.grad.abs().max() > 0 for p in objective.parameters()) > 0.9 * len(list(objective.parameters()))
+
+
+def test_missing_masks_and_missing_data_are_found_before_the_first_step(tiny, tmp_path):
+    late = tiny['phases'] + [{'start': 0.5, 'data': [{'name': 'stereo'}]}]
+    with pytest.raises(ValueError, match='stereo: expected masks, since the preset switches aug, hg on, found none'):
+        train(load_config('demo', aug=True, hg=True, **tiny | {'phases': late}), tmp_path, progress=False)
+    late[1]['data'] = [{'name': 'frames', 'options': {'source': str(tmp_path / 'nowhere')}}]
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        train(load_config('demo', **tiny | {'phases': late}), tmp_path, progress=False)
+    assert not (tmp_path / 'log.jsonl').exists()
+
+
+def test_prepared_frames_of_other_masks_or_sizes_lie_elsewhere():
+    kitti, larger, crops = load_config('kitti'), load_config('kitti', size=[320, 960]), load_config('sintel')
+    plain, masked = Source(name='kitti-raw'), Source(name='kitti-raw', options={'masks': 'vit-h'})
+    assert len({cache_name(plain, kitti), cache_name(masked, kitti), cache_name(plain, larger), cache_name(plain, crops)}) == 4
+    few, many = (Source(name='scenes', options={'count': n}) for n in (4, 4000))
+    assert cache_name(few, crops) == cache_name(many, load_config('demo'))
+
+
 def test_stream_continues_where_it_was(tiny):
     config = load_config('demo', **tiny)
     whole = list(training_loader(config, config.phases[0], 0, 4))
@@ -115,10 +195,21 @@ def test_every_preset_is_valid(name):
     assert load_config(name).steps > 0
 
 
-@pytest.mark.parametrize('key, value', [('stepps', 3), ('steps', '3'), ('steps', 0), ('fit', 'stretch'), ('augmentation.zoom', [1.0]), ('stages', []), ('mf', 'max')])
-def test_bad_configuration_names_the_key(key, value):
-    with pytest.raises(ValueError, match=key.split('.')[-1]):
+@pytest.mark.parametrize('key, value', [
+    ('stepps', 3), ('steps', '3'), ('steps', 0), ('fit', 'stretch'), ('augmentation.zoom', [1.0]), ('stages', []), ('mf', 'max'), ('clip', -1.0), ('swap', 2.0),
+    ('augmentation.crop', [128, 128]), ('smoothness', 'image-edge')])
+def test_bad_configuration_is_one_line_that_names_the_key(key, value):
+    with pytest.raises(ValueError, match=key) as error:
         load_config('demo', **{key: value})
+    assert str(error.value).startswith('demo: ') and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('text, words', [('steps: [3', 'expected yaml'), ('- steps', 'expected keys and values, found list')])
+def test_bad_preset_file_is_named(tmp_path, text, words):
+    (tmp_path / 'mine.yaml').write_text(text)
+    with pytest.raises(ValueError, match=rf'mine.yaml: {words}') as error:
+        load_config(tmp_path / 'mine.yaml')
+    assert '\n' not in str(error.value)
 
 
 def test_stages_must_start_at_zero():

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'PRESETS', 'PURPOSES', 'AFFINE', 'FORMAT', 'RUNNING', 'SHOWN', 'Strict', 'Stage', 'Source', 'Phase',
-           'Augmentation', 'Config', 'read_preset', 'load_config', 'draw_for', 'both_ways', 'estimate_occlusion',
-           'Objective', 'make_optimizer', 'train_step', 'choose_precision', 'training_source', 'cache_name',
-           'training_loader', 'save_checkpoint', 'load_checkpoint', 'check_same_run', 'save_weights', 'Run', 'Log',
-           'train']
+           'Augmentation', 'Config', 'read_preset', 'one_line', 'load_config', 'draw_for', 'both_ways',
+           'estimate_occlusion', 'Objective', 'make_optimizer', 'train_step', 'choose_precision', 'cache_name',
+           'open_source', 'training_source', 'training_loader', 'needs_masks', 'check_data', 'save_checkpoint',
+           'load_checkpoint', 'check_same_run', 'save_weights', 'Run', 'Log', 'batches', 'train']
 
 # %% ../nbs/08_training.ipynb #5b185556
 import hashlib
@@ -16,6 +16,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -31,7 +32,6 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import unsamflow
-
 from .augmentation import AffinePair, Appearance, ObjectCache, View, occlusion_crop, paste_objects
 from .datasets import CachedPairs, Mixture, Pairs, Sample, TrainingViews, collate, dataset
 from .files import atomic_path
@@ -49,11 +49,11 @@ class Strict(BaseModel):
 class Stage(Strict):
     "One row of the loss schedule (UnSAMFlow, Sec. 4.1)."
     start: float = Field(ge=0, lt=1)  # fraction of the run
-    l1: float = 0.0
-    ssim: float = 0.0
-    census: float = 0.0
+    l1: float = Field(0.0, ge=0)  # weights of the photometric terms
+    ssim: float = Field(0.0, ge=0)
+    census: float = Field(0.0, ge=0)
     occlusion: Literal['range-map', 'forward-backward'] = 'forward-backward'
-    self_supervision: float = 0.0  # weight of pass 2, and of pass 3
+    self_supervision: float = Field(0.0, ge=0)  # weight of pass 2, and of pass 3
     adaptations: bool = False  # the last row: `aug`, `hg` and other smoothness enter here
 
 
@@ -103,42 +103,42 @@ class Augmentation(Strict):
 
 # %% ../nbs/08_training.ipynb #499267ab
 class Config(Strict):
-    "Everything that determines a training run. Raises pydantic.ValidationError (a ValueError) that names the offending key."
+    "Everything that determines a training run (UnSAMFlow, Sec. 4.1). Raises pydantic.ValidationError (a ValueError) that names the offending key."
     name: str = 'kitti'
-    steps: int = Field(200_000, ge=1)
+    steps: int = Field(200_000, ge=1)  # optimiser steps, whatever the size of the data set
     batch: int = Field(8, ge=1)  # samples per optimiser step, over all processes
     size: tuple[int, int] = (256, 832)  # (H, W) of the network's input
     fit: Literal['resize', 'crop'] = 'resize'
     scale: tuple[float, float] = (1.0, 1.0)  # random factor before a crop
     phases: tuple[Phase, ...]
     stages: tuple[Stage, ...] = STAGES
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     # adaptations
     aug: bool = False  # semantic augmentation, Sec. 3.3
     hg: bool = False  # homography smoothness, Sec. 3.4
     mf: Literal['concat', 'residual', 'concat+residual'] | None = None  # mask features, Sec. 3.5
-    aug_weight: float = 0.1  # of passes 2 and 3 in the last stage with `aug`
-    hg_weight: float = 0.1
-    hg_threshold: float = 0.5  # px on the grid of the network's input: 0.5 KITTI, 3 Sintel
-    hg_regions: int = 6
+    aug_weight: float = Field(0.1, ge=0)  # of passes 2 and 3 in the last stage with `aug`
+    hg_weight: float = Field(0.1, ge=0)
+    hg_threshold: float = Field(0.5, gt=0)  # px on the grid of the network's input: 0.5 KITTI, 3 Sintel
+    hg_regions: int = Field(6, ge=1)  # per frame
     smoothness: Literal['image-edge', 'segment-boundary'] | None = None  # Table 5
-    smoothness_weight: float = 0.0
+    smoothness_weight: float = Field(0.0, ge=0)
     # optimiser
-    level_weights: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 0.0)
+    level_weights: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 0.0)  # of the photometric loss, finest first
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-7
-    weight_decay: float = 1e-6  # on weights; biases have none
-    clip: float = 10.0  # gradient norm
+    eps: float = Field(1e-7, gt=0)
+    weight_decay: float = Field(1e-6, ge=0)  # on weights; biases have none
+    clip: float = Field(10.0, gt=0)  # gradient norm
     precision: Literal['auto', 'float32', 'bfloat16'] = 'auto'
     augmentation: Augmentation = Augmentation()
-    swap: float = 0.5
-    mirror: float = 0.5
+    swap: float = Field(0.5, ge=0, le=1)  # probability that frame 2 comes first
+    mirror: float = Field(0.5, ge=0, le=1)  # probability of a horizontal mirror
     # running
     workers: int = Field(1, ge=0)  # loader processes
     cache: str | None = None  # folder of prepared frames
-    checkpoint_minutes: float = 3.0
-    log_every: int = Field(20, ge=1)
-    max_skipped: int = 50  # consecutive non-finite steps before the run gives up
+    checkpoint_minutes: float = Field(3.0, ge=0)  # what a kill may cost
+    log_every: int = Field(20, ge=1)  # steps
+    max_skipped: int = Field(50, ge=1)  # consecutive non-finite steps before the run gives up
 
     @model_validator(mode='after')
     def _check(self):
@@ -146,8 +146,13 @@ class Config(Strict):
             starts = [row.start for row in rows]
             if not starts or starts[0] != 0 or starts != sorted(set(starts)):
                 raise ValueError(f'{what}: starts must begin at 0 and increase, found {starts}')
-        if self.aug and not self.batch * self.augmentation.pasted_objects <= self.augmentation.cache_size:
-            raise ValueError(f'augmentation.cache_size: expected at least batch x pasted_objects = {self.batch * self.augmentation.pasted_objects}, found {self.augmentation.cache_size}')
+        a = self.augmentation
+        if any(s.self_supervision for s in self.stages) and not all(0 < cut <= side for cut, side in zip(a.crop, self.size)):
+            raise ValueError(f'augmentation.crop: expected at most size = {self.size}, found {a.crop}')
+        if self.aug and not self.batch * a.pasted_objects <= a.cache_size:
+            raise ValueError(f'augmentation.cache_size: expected at least batch x pasted_objects = {self.batch * a.pasted_objects}, found {a.cache_size}')
+        if self.smoothness and not self.smoothness_weight:
+            raise ValueError(f'smoothness_weight: expected more than 0 with smoothness {self.smoothness!r}, found 0')
         return self
 
     def stage(self, step: int) -> Stage:
@@ -159,6 +164,11 @@ class Config(Strict):
         number = sum(step >= round(p.start * self.steps) for p in self.phases) - 1
         return number, self.phases[number]
 
+    def bounds(self, number: int) -> tuple[int, int]:
+        "First step of a phase, and one past its last."
+        starts = [round(p.start * self.steps) for p in self.phases] + [self.steps]
+        return starts[number], starts[number + 1]
+
 # %% ../nbs/08_training.ipynb #f305d1f2
 PRESETS = next((p for p in (Path(unsamflow.__file__).parent / 'presets', Path(unsamflow.__file__).parents[1] / 'data/presets') if p.is_dir()), Path('data/presets'))  # inside an installed package, or in the repository
 
@@ -169,30 +179,48 @@ def _merge(base: dict, change: dict) -> dict:
 
 
 def read_preset(
-    name: str,  # of a file in data/presets, or a path to a yaml file
+    name: str | Path,  # of a file in data/presets, or a path to a yaml file
 ) -> dict:
-    "A preset as nested dictionaries, with what it extends filled in. Raises ValueError that lists the presets when there is none of this name."
+    "A preset as nested dictionaries, with what it extends filled in. Raises ValueError that lists the presets when there is none of this name, or names a file that is no yaml."
     path = Path(name) if str(name).endswith('.yaml') else PRESETS / f'{name}.yaml'
     if not path.is_file():
         raise ValueError(f'preset: expected one of {sorted(p.stem for p in PRESETS.glob("*.yaml"))} or a yaml file, found {str(name)!r}')
-    values = yaml.safe_load(path.read_text()) or {}
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f'{path}: expected yaml, found {" ".join(str(error).split())}') from error
+    if not isinstance(values, dict):
+        raise ValueError(f'{path}: expected keys and values, found {type(values).__name__}')
     parent = values.pop('extends', None)
     return _merge(read_preset(parent), values) if parent else values
 
 
+def one_line(
+    error: ValidationError,
+) -> str:  # 'key: what is wrong, found value; ...'
+    "What pydantic found, in one line."
+    def told(key, message, value, kind):
+        return f'{key}: {message}' + ('' if kind == 'missing' else f', found {value!r}') if key else message.removeprefix('Value error, ')
+
+    return '; '.join(told('.'.join(map(str, e['loc'])), e['msg'], e['input'], e['type']) for e in error.errors())
+
+
 def load_config(
-    preset: str,  # name or yaml file
+    preset: str | Path,  # name or yaml file
     **overrides,  # dots reach into blocks: {'augmentation.noise': 0.0}
 ) -> Config:
-    "A checked configuration from a preset and overrides. Raises ValueError naming the key that is unknown or of the wrong type."
+    "A checked configuration from a preset and overrides. Raises ValueError, in one line, naming the key that is unknown, of the wrong type or out of range."
     values = read_preset(preset)
     for key, value in overrides.items():
         for part in reversed(key.split('.')):
             value = {part: value}
         values = _merge(values, value)
-    return Config.model_validate_json(json.dumps(values))  # json, so that yaml's lists may stand for tuples
+    try:
+        return Config.model_validate_json(json.dumps(values))  # json, so that yaml's lists may stand for tuples
+    except ValidationError as error:
+        raise ValueError(f'{preset}: {one_line(error)}') from None
 
-# %% ../nbs/08_training.ipynb #ce1ee99f
+# %% ../nbs/08_training.ipynb #642ffafc
 PURPOSES = ('appearance', 'affine', 'crop', 'paste', 'cache', 'ransac')
 
 
@@ -205,7 +233,7 @@ def draw_for(
     state = np.random.SeedSequence((seed, step, PURPOSES.index(purpose))).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) >> 1)
 
-
+# %% ../nbs/08_training.ipynb #a12840bc
 def both_ways(
     a: Tensor | None,  # (B, ...)
     b: Tensor | None,
@@ -225,7 +253,7 @@ def estimate_occlusion(
         return torch.cat([occlusion_range_map(flow_21), occlusion_range_map(flow_12)])
     return torch.cat([occlusion_forward_backward(flow_12, flow_21), occlusion_forward_backward(flow_21, flow_12)])
 
-# %% ../nbs/08_training.ipynb #150c96a1
+# %% ../nbs/08_training.ipynb #80a52a75
 AFFINE = ('zoom', 'relative_zoom', 'rotation', 'relative_rotation', 'squeeze', 'shift', 'relative_shift', 'horizontal_mirror', 'vertical_mirror', 'noise')
 
 
@@ -245,7 +273,8 @@ class Objective(nn.Module):
         self,
         batch: Sample,  # as `collate` makes it
         step: int,
-    ) -> dict[str, Tensor]:  # the terms by name, unweighted, and `loss`, their weighted sum
+    ) -> dict[str, Tensor]:  # scalars: the terms by name, unweighted; `loss`, their weighted sum; `occluded`, the share of pixels left out
+        "The loss of one batch at a step. Raises ValueError when masks are missing that an adaptation needs."
         stage = self.config.stage(step)
         flows = self.flow(batch, both_directions=True)
         occluded = estimate_occlusion(flows.forward[0], flows.backward[0], stage.occlusion)
@@ -356,27 +385,36 @@ def choose_precision(
         return torch.bfloat16 if has_units else torch.float32
     return getattr(torch, wish)
 
-# %% ../nbs/08_training.ipynb #8b97470d
+# %% ../nbs/08_training.ipynb #c497a709
+def cache_name(
+    source: Source,
+    config: Config,
+) -> str:  # a folder name
+    "Names the prepared frames of a source: other options, masks or size, another folder. The number of scenes does not matter."
+    options = {k: v for k, v in source.options.items() if k != 'count'}
+    if config.fit == 'resize':
+        options['size'] = config.size
+    return f'{source.name}-{hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]}'
+
+
+def open_source(
+    source: Source,
+    config: Config,
+) -> Pairs:
+    "One data set of a phase, its prepared frames cached where the configuration names a folder. Raises what the data set raises when its files are not there."
+    pairs = dataset(source.name, **source.options)
+    if config.cache is None:
+        return pairs
+    return CachedPairs(pairs, Path(config.cache) / cache_name(source, config), config.size if config.fit == 'resize' else None)
+
+
 def training_source(
     phase: Phase,
     config: Config,
 ) -> Pairs:
-    "The frame pairs of a phase: its data sets, mixed, prepared frames cached where the configuration names a folder."
-    sources = []
-    for s in phase.data:
-        pairs = dataset(s.name, **s.options)
-        if config.cache is not None:
-            pairs = CachedPairs(pairs, Path(config.cache) / cache_name(s), config.size if config.fit == 'resize' else None)
-        sources.append(pairs)
+    "The frame pairs of a phase: its data sets, mixed by their weights."
+    sources = [open_source(s, config) for s in phase.data]
     return sources[0] if len(sources) == 1 else Mixture(sources, [s.weight for s in phase.data])
-
-
-def cache_name(
-    source: Source,
-) -> str:  # a folder name
-    "Names the prepared frames of a source: another option is another folder."
-    options = {k: v for k, v in source.options.items() if k not in ('count', 'masks')}
-    return f'{source.name}-{hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]}'
 
 
 def training_loader(
@@ -384,14 +422,40 @@ def training_loader(
     phase: Phase,
     first: int,  # step within the phase
     last: int,  # one past the last
-    rank: int = 0,
+    rank: int = 0,  # of this process
     processes: int = 1,
 ) -> Iterator[Sample]:
-    "Batches of steps first ... last - 1 of a phase; this process's share of each."
+    "Batches of steps first ... last - 1 of a phase; this process's share of each. Raises ValueError when the batch cannot be shared evenly."
+    if config.batch % processes:
+        raise ValueError(f'batch: expected a multiple of the number of processes, {processes}, found {config.batch}')
     views = TrainingViews(training_source(phase, config), config.size, config.fit, config.seed, config.swap, config.mirror, scale=config.scale)
     share = config.batch // processes
     positions = [n * config.batch + rank * share + k for n in range(first, last) for k in range(share)]
     return iter(DataLoader(views, share, sampler=positions, num_workers=config.workers, collate_fn=collate, prefetch_factor=4 if config.workers else None))
+
+# %% ../nbs/08_training.ipynb #c1590765
+def needs_masks(
+    config: Config,
+    first: int,  # step
+    last: int,  # one past the last
+) -> bool:
+    "Whether any step of a stretch uses segments or key objects."
+    starts = [first, *(n for s in config.stages if first < (n := round(s.start * config.steps)) < last)]
+    late = config.aug or config.hg or config.smoothness == 'segment-boundary'
+    return config.mf is not None or late and any(config.stage(n).adaptations for n in starts)
+
+
+def check_data(
+    config: Config,
+    step: int = 0,  # phases that end before it are not looked at
+):
+    "Opens the data of every phase ahead. Raises FileNotFoundError where there are none, ValueError for a data set without the masks that an adaptation needs."
+    for number, phase in enumerate(config.phases):
+        first, last = config.bounds(number)
+        for source in phase.data if step < last else ():
+            pairs = open_source(source, config)
+            if needs_masks(config, max(first, step), last) and pairs.frame(pairs.pairs[0].frame_1).segments is None:
+                raise ValueError(f"{source.name}: expected masks, since the preset switches {', '.join(k for k in ('aug', 'hg', 'mf', 'smoothness') if getattr(config, k))} on, found none: name a mask store in the data set's options (masks)")
 
 # %% ../nbs/08_training.ipynb #ba3d1ace
 FORMAT = 'unsamflow-checkpoint-1'
@@ -456,6 +520,7 @@ class Run:
     "The state of a training run: objective, optimiser, schedule, step; can be saved and restored."
 
     def __init__(self, config: Config, folder: str | Path, accelerator: Accelerator | None = None):
+        "A run at step 0: weights drawn from the seed, nothing read from the folder."
         self.config, self.folder = config, Path(folder)
         self.accelerator = accelerator or Accelerator(cpu=not torch.cuda.is_available())
         torch.manual_seed(config.seed)
@@ -467,16 +532,12 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
+        "The checkpoint's file."
         return self.folder / 'checkpoint.pt'
-
-    def bounds(self, number: int) -> tuple[int, int]:
-        "First step of a phase, and one past its last."
-        starts = [round(p.start * self.config.steps) for p in self.config.phases] + [self.config.steps]
-        return starts[number], starts[number + 1]
 
     def enter_phase(self, number: int):
         "A fresh optimiser and learning-rate schedule."
-        first, last = self.bounds(number)
+        first, last = self.config.bounds(number)
         self.phase = number
         self.optimizer, self.schedule = make_optimizer(self.objective.model, self.config, self.config.phases[number], last - first)
 
@@ -499,44 +560,58 @@ class Run:
         self.objective.cache.load_state_dict(state['cache'])
 
     def advance(self, batch: Sample) -> dict[str, Tensor]:
-        "One step of training. Raises FloatingPointError when non-finite steps persist."
+        "One step of training; returns its terms, with the learning rate that it used. Raises FloatingPointError when non-finite steps persist."
         terms, taken = train_step(self.parallel, self.optimizer, batch, self.step, self.config.clip, self.accelerator.backward)
         self.in_a_row = 0 if taken else self.in_a_row + 1
         self.skipped += not taken
         if self.in_a_row >= self.config.max_skipped:
             raise FloatingPointError(f'{self.folder}: {self.in_a_row} steps in a row gave a loss or gradient that is not finite, up to step {self.step}; the last checkpoint is kept: lower the learning rate or look at the data')
+        used = torch.tensor(self.optimizer.param_groups[0]['lr'])
         self.schedule.step()
         self.step += 1
-        return terms | {'learning_rate': torch.tensor(self.optimizer.param_groups[0]['lr'])}
+        return terms | {'learning_rate': used}
 
 # %% ../nbs/08_training.ipynb #552fdbcb
 class Log:
-    "log.jsonl and TensorBoard curves: the mean of each term since the last line. Lines after `step` are dropped, since a resumed run writes them again."
+    "log.jsonl and TensorBoard curves: the mean of each term since the last line, steps that gave NaN left out. Lines after `step` are dropped, since a resumed run writes them again."
 
-    def __init__(self, folder: Path, step: int):
-        self.path, self.window, self.start = folder / 'log.jsonl', [], time.perf_counter()
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        kept = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
-        with atomic_path(self.path) as temporary:
-            temporary.write_text(''.join(line + '\n' for line in kept))
-        self.writer = SummaryWriter(str(folder / 'tensorboard'), purge_step=step)
+    def __init__(
+        self,
+        folder: Path,  # made where it is missing
+        step: int,  # that the run is at
+        active: bool = True,  # of several processes, one writes
+    ):
+        self.path, self.active, self.window, self.start = folder / 'log.jsonl', active, [], time.perf_counter()
+        if active:
+            folder.mkdir(parents=True, exist_ok=True)
+            lines = self.path.read_text().splitlines() if self.path.is_file() else []
+            kept = [line for line in lines if line.endswith('}') and json.loads(line)['step'] <= step]
+            with atomic_path(self.path) as temporary:
+                temporary.write_text(''.join(line + '\n' for line in kept))
+            self.writer = SummaryWriter(str(folder / 'tensorboard'), purge_step=step + 1)
 
     def add(self, terms: dict[str, Tensor]):
+        "Keeps the terms of one step for the next line."
         self.window.append(terms)
 
     def write(self, step: int, **more: float) -> dict[str, float]:
-        "Writes one line; returns it."
+        "Writes one line; returns its means."
         names = dict.fromkeys(name for terms in self.window for name in terms)
-        line = {name: float(torch.stack([t[name].float().cpu() for t in self.window if name in t]).mean()) for name in names}
+        line = {name: float(torch.stack([t[name] for t in self.window if name in t]).float().nanmean()) for name in names}
         if self.window:
             line['seconds_per_step'] = (time.perf_counter() - self.start) / len(self.window)
         self.window, self.start = [], time.perf_counter()
-        with open(self.path, 'a') as file:
-            file.write(json.dumps({'step': step, **more, **line}) + '\n')
-        for name, value in {**more, **line}.items():
-            self.writer.add_scalar(name, value, step)
+        if self.active:
+            with open(self.path, 'a') as file:
+                file.write(json.dumps({'step': step, **more, **line}) + '\n')
+            for name, value in {**more, **line}.items():
+                self.writer.add_scalar(name, value, step)
         return line
+
+    def close(self):
+        "Brings the curves to the disk: TensorBoard's writer holds them back for up to two minutes."
+        if self.active:
+            self.writer.close()
 
 # %% ../nbs/08_training.ipynb #86017e98
 def _to(batch: Sample, device: torch.device) -> Sample:
@@ -545,6 +620,17 @@ def _to(batch: Sample, device: torch.device) -> Sample:
     return Sample(*map(move, batch))
 
 
+def batches(run: Run) -> Iterator[Sample]:
+    "Batches from where the run is to its end, phase after phase; a phase that begins gets its fresh optimiser."
+    while run.step < run.config.steps:
+        number, phase = run.config.phase(run.step)
+        if number != run.phase:
+            run.enter_phase(number)
+        first, last = run.config.bounds(number)
+        for batch in training_loader(run.config, phase, run.step - first, last - first, run.accelerator.process_index, run.accelerator.num_processes):
+            yield _to(batch, run.accelerator.device)
+
+# %% ../nbs/08_training.ipynb #dc2476e0
 SHOWN = ('loss', 'photometric', 'affine', 'occlusion', 'homography', 'occluded', 'validation_epe')  # in the progress bar
 
 
@@ -557,33 +643,31 @@ def train(
     accelerator: Accelerator | None = None,
     progress: bool = True,
 ) -> Run:
-    "Trains, or goes on training, until `config.steps` (UnSAMFlow, Sec. 4.1). Raises ValueError for a folder of another run, FloatingPointError when training diverges."
+    "Trains, or goes on training, until `config.steps` (UnSAMFlow, Sec. 4.1). Raises ValueError for a folder of another run or missing masks, FloatingPointError when training diverges."
     run = Run(config, folder, accelerator)
     if run.checkpoint.is_file():
         run.restore()
-    log, began, saved = Log(run.folder, run.step), time.perf_counter(), time.perf_counter()
-    before = run.seconds
-    bar = tqdm(total=config.steps, initial=run.step, disable=not (progress and run.accelerator.is_main_process), desc=config.name, mininterval=2)
-    while run.step < config.steps and time.perf_counter() - began < 60 * minutes:
-        number, phase = config.phase(run.step)
-        if number != run.phase:
-            run.enter_phase(number)
-        first, last = run.bounds(number)
-        for batch in training_loader(config, phase, run.step - first, last - first, run.accelerator.process_index, run.accelerator.num_processes):
-            log.add(run.advance(_to(batch, run.accelerator.device)))
+    check_data(config, run.step)
+    began = saved = time.perf_counter()
+    before, main = run.seconds, run.accelerator.is_main_process
+    with closing(Log(run.folder, run.step, main)) as log, tqdm(total=config.steps, initial=run.step, disable=not (progress and main), desc=config.name, mininterval=2) as bar:
+        for batch in batches(run):
+            log.add(run.advance(batch))
             run.seconds = before + time.perf_counter() - began
             bar.update()
             measured = validate(run.objective.model, run.step) if validate and run.step % validate_every == 0 else {}
             if run.step % config.log_every == 0 or measured:
-                line = log.write(run.step, **measured)
-                bar.set_postfix({k: f'{v:.3g}' for k, v in line.items() if k in SHOWN})
+                line = log.write(run.step, skipped=run.skipped, **measured)
+                bar.set_postfix({k: f'{v:.3g}' for k, v in (line | measured).items() if k in SHOWN})
             if time.perf_counter() - saved > 60 * config.checkpoint_minutes:
                 run.save()
                 saved = time.perf_counter()
             if time.perf_counter() - began >= 60 * minutes:
                 break
-    run.save()
-    bar.close()
-    if run.step >= config.steps and run.accelerator.is_main_process:
-        save_weights(run.objective.model, run.folder / 'weights.safetensors', mask_features=config.mf or '', preset=config.name, steps=config.steps, seed=config.seed)
+        if log.window:
+            log.write(run.step, skipped=run.skipped)
+        run.save()
+    if main and run.step >= config.steps:
+        data = ' + '.join(dict.fromkeys(s.name for p in config.phases for s in p.data))
+        save_weights(run.objective.model, run.folder / 'weights.safetensors', mask_features=config.mf or '', preset=config.name, data=data, steps=config.steps, seed=config.seed)
     return run
