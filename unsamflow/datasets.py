@@ -371,11 +371,11 @@ class Frames(Pairs):
         return as_image(self.video[int(key)]) if self.is_video else super().picture(key)
 
 # %% ../nbs/03_datasets.ipynb #f64c321b
-SETTINGS = {'data': 'datasets', 'masks': 'masks', 'checkpoints': 'checkpoints'}  # without a settings.ini
+SETTINGS = {'data': 'datasets', 'masks': 'masks', 'cache': 'cache'}  # without a settings.ini
 
 
 def setting(
-    name: str,  # 'data', 'masks' or 'checkpoints'
+    name: str,  # 'data', 'masks' or 'cache'
 ) -> Path:
     "A folder of this machine: the environment's UNSAMFLOW_<NAME>, else settings.ini, here or above. Raises ValueError for an unknown name."
     if name not in SETTINGS:
