@@ -495,9 +495,10 @@ def check_same_run(
     saved: dict,
     config: Config,
 ):
-    "Raises ValueError that lists what differs between a checkpoint's configuration and this one."
-    now = json.loads(config.model_dump_json())
-    different = {k: (saved.get(k), v) for k, v in now.items() if k not in RUNNING and saved.get(k) != v}
+    "Raises ValueError that lists what differs between a checkpoint's configuration and this one; a field that came later counts with its default."
+    defaults = {k: field.get_default(call_default_factory=True) for k, field in Config.model_fields.items() if not field.is_required()}
+    now, before = json.loads(config.model_dump_json()), json.loads(json.dumps(defaults, default=lambda block: block.model_dump())) | saved
+    different = {k: (before.get(k), v) for k, v in now.items() if k not in RUNNING and before.get(k) != v}
     if different:
         lines = '; '.join(f'{k}: checkpoint {a!r}, now {b!r}' for k, (a, b) in different.items())
         raise ValueError(f'{path}: this checkpoint belongs to another run ({lines}); choose another folder')
