@@ -28,7 +28,6 @@ from .files import as_bytes, as_image, atomic_path, write_image
 from .flow import flow_to_rgb, occlusion_forward_backward, resize_flow, write_flow
 from .masks import RegionMasks, full_segmentation
 from .network import UnSAMFlow
-from .training import save_weights
 
 # %% ../nbs/10_inference.ipynb #e70dbe87
 WEIGHTS = next((p for p in (Path(unsamflow.__file__).parent / 'weights', Path(unsamflow.__file__).parents[1] / 'data/weights') if p.is_dir()), Path('data/weights'))
@@ -90,10 +89,9 @@ def working_size(
     return tuple(max(64, 64 * round(side * factor / 64 + 1e-9)) for side in size)
 
 
-def _segments(image: Tensor, masks: Callable, device: torch.device) -> Tensor:
-    "(1, 1, H, W) full segmentation of a picture by a mask generator."
-    labels = full_segmentation(masks(as_bytes(image)), tuple(image.shape[-2:]))
-    return torch.from_numpy(labels.astype(np.int64))[None, None].to(device)
+def _segments(image: Tensor, masks: Callable) -> Tensor:
+    "(1, H, W) full segmentation of a picture by a mask generator."
+    return torch.from_numpy(full_segmentation(masks(as_bytes(image)), tuple(image.shape[-2:])).astype(np.int64))[None]
 
 
 def predict_both(
@@ -102,6 +100,7 @@ def predict_both(
     image_2: str | Path | np.ndarray | Tensor,  # of the same size
     size: tuple[int, int] | None = None,  # working size (H, W); None = `working_size` of the pictures
     masks: Callable | None = None,  # mask generator, for networks with mask features; None = `RegionMasks()`
+    segments: tuple[Tensor, Tensor] | None = None,  # (1, H, W) full segmentations of both frames, where they are known
     both: bool = True,  # the backward flow and occlusions too
 ) -> Prediction:
     "Flow, and with `both` backward flow and occlusion by the forward-backward check (UnSAMFlow, Sec. 3.2). Raises ValueError for frames of different sizes."
@@ -111,13 +110,13 @@ def predict_both(
         raise ValueError(f'frames of different sizes: frame 1 is {tuple(a.shape)}, frame 2 is {tuple(b.shape)} (channels, rows, columns)')
     own = tuple(a.shape[-2:])
     size = size or working_size(own)
-    segments = [None, None]
+    labels = [None, None]
     if model.mask_feature is not None:
-        masks = masks or RegionMasks()
-        segments = [F.interpolate(_segments(x, masks, device).float(), size, mode='nearest').long() for x in (a, b)]
+        known = segments or [_segments(x, masks or RegionMasks()) for x in (a, b)]
+        labels = [F.interpolate(x[None].to(device).float(), size, mode='nearest').long() for x in known]
     frames = [F.interpolate(x[None].to(device), size, mode='bilinear', align_corners=False, antialias=True) for x in (a, b)]
     with torch.inference_mode():
-        flows = model(*frames, *segments, both_directions=both)
+        flows = model(*frames, *labels, both_directions=both)
     forward = resize_flow(flows.forward[0].float(), own)
     if not both:
         return Prediction(forward[0].cpu().numpy())
@@ -132,9 +131,10 @@ def predict(
     image_2: str | Path | np.ndarray | Tensor,  # of the same size
     size: tuple[int, int] | None = None,  # working size (H, W)
     masks: Callable | None = None,  # mask generator, for networks with mask features
+    segments: tuple[Tensor, Tensor] | None = None,  # (1, H, W) full segmentations of both frames, where they are known
 ) -> np.ndarray:  # (2, H, W) float32, pixels, at the pictures' size
     "Flow from frame 1 to frame 2. Raises ValueError for frames of different sizes, and whatever `as_image` says of an unreadable one."
-    return predict_both(model, image_1, image_2, size, masks, both=False).flow
+    return predict_both(model, image_1, image_2, size, masks, segments, both=False).flow
 
 # %% ../nbs/10_inference.ipynb #a0b19610
 class Output(str, Enum):
