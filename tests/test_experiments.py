@@ -7,7 +7,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from typer.testing import CliRunner
 
-from unsamflow.experiments import TEMPLATES, app, find_template, is_finished, read_metric, run, sweep, table, template_parameters
+from unsamflow.experiments import TABLES, TEMPLATES, app, fill_table, find_template, is_finished, read_metric, read_table_spec, run, sweep, table, template_parameters, write_table
 
 KERNEL = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}}
 
@@ -34,8 +34,37 @@ def test_a_failed_run_keeps_its_notebook_and_can_be_run_again(template, tmp_path
     run(template, {'number': 13}, folder, progress=False)
     run(template, {'number': 13}, folder, progress=False)  # finished: not executed again
     assert (folder / 'executions').read_text() == 'xx'
-    assert json.loads((folder / 'params.json').read_text()) == {'template': 'template', 'number': 13}
+    assert json.loads((folder / 'params.json').read_text()) == {'template': 'template', 'number': 13, 'names': []}
     assert {'commit', 'torch', 'device'} <= json.loads((folder / 'environment.json').read_text()).keys()
+
+
+def test_a_folder_knows_its_run_by_all_parameters(template, tmp_path):
+    folder = run(template, {}, tmp_path / 'run', progress=False)
+    run(template, {'number': 2}, folder, progress=False)  # the default, said aloud
+    with pytest.raises(ValueError, match=r'holds another run \(number: 2 there, 3 now\)'):
+        run(template, {'number': 3}, folder, progress=False)
+    (folder / 'params.json').write_text(json.dumps({'template': 'template'}))  # what was not recorded had its default
+    run(template, {}, folder, progress=False)
+    assert (folder / 'executions').read_text() == 'x'
+
+
+def test_a_failure_after_the_metrics_is_not_a_finished_run(template, tmp_path):
+    book = nbformat.read(template, 4)
+    book.cells.append(new_code_cell("raise OSError('no picture')"))
+    nbformat.write(book, template)
+    with pytest.raises(RuntimeError, match='no picture'):
+        run(template, {}, tmp_path / 'run', progress=False)
+    assert not is_finished(tmp_path / 'run')
+
+
+def test_relative_parameters_mean_what_they_mean_in_the_shell(template, tmp_path, monkeypatch):
+    book = nbformat.read(template, 4)
+    book.cells.insert(1, new_code_cell("from pathlib import Path\nPath('here').touch()"))
+    nbformat.write(book, template)
+    (tmp_path / 'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path / 'elsewhere')
+    run(template, {}, 'run', progress=False)
+    assert sorted(p.name for p in (tmp_path / 'elsewhere').iterdir()) == ['here', 'run'] and is_finished('run')
 
 
 @pytest.mark.parametrize('params, words', [({'nunber': 3}, "unknown parameter 'nunber'"), ({'number': '3'}, "'number': expected <class 'int'>, found '3'"), ({'number': 2.5}, 'number'), ({'names': 'abc'}, 'names')])
@@ -76,6 +105,27 @@ def test_table_says_what_was_not_run(tmp_path):
     assert frame['measured'].isna().all() and frame['seeds'].tolist() == [0] and frame['runs'].tolist() == ['']
 
 
+def test_table_keeps_its_digits(tmp_path):
+    frame = table({'ours': [{'epe': 2.1}], 'DIS': [{'epe': 3}]}, {'EPE': 'epe'}, {('ours', 'EPE'): 2.0})
+    text = write_table(frame, tmp_path / 'table')
+    assert '| 2.10 (paper 2.00, +0.10) |' in text and ' 3.00 |' in text
+
+
+@pytest.mark.parametrize('name', sorted(p.stem for p in TABLES.glob('*.yaml')))
+def test_every_table_finds_its_published_figures(name, tmp_path):
+    spec = read_table_spec(name)
+    frame = fill_table(spec, tmp_path)
+    assert len(frame) == len(spec.rows) * len(spec.columns) and frame['measured'].isna().all()
+    assert frame['published'].notna().sum() > 0 or not spec.published
+
+
+def test_a_mistyped_table_is_one_line_that_names_the_key(tmp_path):
+    (tmp_path / 'mine.yaml').write_text('title: mine\ncolumns: {EPE: {metrik: scenes/epe}}\nrows: {}\n')
+    with pytest.raises(ValueError, match='mine.yaml: .*columns.EPE.metrik') as error:
+        read_table_spec(tmp_path / 'mine.yaml')
+    assert '\n' not in str(error.value)
+
+
 @pytest.mark.parametrize('name', sorted(p.stem for p in TEMPLATES.glob('*.ipynb')))
 def test_every_template_has_typed_parameters(name):
     assert 'folder' in template_parameters(name)
@@ -86,16 +136,23 @@ def test_every_template_has_typed_parameters(name):
 @pytest.mark.timeout(300)
 def test_train_and_evaluate_end_to_end(tiny, tmp_path):
     overrides = tiny | {'steps': 4, 'cache': str(tmp_path / 'cache')}
-    trained = run('train', {'preset': 'demo', 'overrides': overrides, 'validation_scenes': 2, 'validate_every': 2}, tmp_path / 'train', progress=False)
+    params = {'preset': 'demo', 'overrides': overrides, 'validation_scenes': 2, 'validate_every': 2}
+    with pytest.raises(RuntimeError, match='left at step 1 of 4'):
+        run('train', params | {'minutes': 1e-6}, tmp_path / 'train', progress=False)
+    trained = run('train', params, tmp_path / 'train', progress=False)  # goes on where it was
+    assert [json.loads(line)['step'] for line in (trained / 'log.jsonl').read_text().splitlines()] == [1, 2, 3, 4]
     metrics = json.loads((trained / 'metrics.json').read_text())
     assert metrics['steps'] == 4 and metrics['validation']['validation_epe'] > 0
     datasets = {'scenes': {'name': 'scenes', 'options': {'count': 2, 'height': 64, 'width': 96}}}
     done = run('evaluate', {'weights': str(trained / 'weights.safetensors'), 'datasets': datasets, 'methods': ['zero flow', 'DIS', 'ours'], 'pictures': 1}, tmp_path / 'evaluate', progress=False)
     assert read_metric(done, 'scenes/ours/epe') > 0 and read_metric(done, 'scenes/zero flow/epe') > 0
+    assert 'not measured' not in (done / 'table.md').read_text()
     assert {'table.csv', 'table.md', 'samples.csv', 'flow.jpg', 'notebook.ipynb'} <= {p.name for p in done.iterdir()}
     assert not any(o.get('output_type') == 'error' for c in nbformat.read(done / 'notebook.ipynb', 4).cells for o in c.get('outputs', []))
 
 
-def test_command_line_reports_one_line(tmp_path):
-    result = CliRunner().invoke(app, ['run', 'train', 'preset=demo', 'sed=1', '--folder', str(tmp_path / 'x')])
-    assert result.exit_code == 1 and "unknown parameter 'sed'" in result.stderr
+@pytest.mark.parametrize('argument, words', [('sed=1', "unknown parameter 'sed'"), ('seed', 'expected name=value'), ('overrides={steps: [1', 'expected name=value with a value in yaml')])
+def test_command_line_reports_one_line(tmp_path, argument, words):
+    result = CliRunner().invoke(app, ['run', 'train', 'preset=demo', argument, '--folder', str(tmp_path / 'x')])
+    assert result.exit_code == 1 and words in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / 'x').exists()
