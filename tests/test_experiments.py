@@ -119,6 +119,10 @@ def test_every_table_finds_its_published_figures(name, tmp_path):
     assert frame['published'].notna().sum() > 0 or not spec.published
 
 
+def test_the_tables_template_makes_every_table():
+    assert sorted(template_parameters('tables')['tables'][1]) == sorted(p.stem for p in TABLES.glob('*.yaml'))
+
+
 def test_a_mistyped_table_is_one_line_that_names_the_key(tmp_path):
     (tmp_path / 'mine.yaml').write_text('title: mine\ncolumns: {EPE: {metrik: scenes/epe}}\nrows: {}\n')
     with pytest.raises(ValueError, match='mine.yaml: .*columns.EPE.metrik') as error:
