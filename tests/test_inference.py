@@ -106,6 +106,21 @@ def test_bad_input_is_one_clear_line(frames, weights, tmp_path, arguments, words
     assert all(word in result.stderr for word in words), result.stderr
 
 
+def test_a_device_that_is_not_there_is_one_line(frames, weights, tmp_path):
+    result = run(app, ['predict', str(frames / 'f0.png'), str(frames / 'f1.png'), '-o', str(tmp_path / 'out'), '--model', str(weights), '--device', 'abacus'])
+    assert result.exit_code == 1 and 'abacus' in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+def test_given_segments_are_used_and_checked():
+    torch.manual_seed(0)
+    model, images = UnSAMFlow(mask_features='concat').eval(), torch.rand(2, 3, 64, 64)
+    halves = (torch.arange(64) > 31).long().expand(1, 64, 64)
+    one = torch.zeros_like(halves)
+    assert not np.allclose(predict(model, *images, segments=(halves, halves)), predict(model, *images, segments=(one, one)), atol=1e-4)
+    with pytest.raises(ValueError, match=r'segments: expected two of \(1, 64, 64\).*\(1, 64, 32\)'):
+        predict(model, *images, segments=(halves, halves[..., :32]))
+
+
 def test_output_folder_that_cannot_be_written(frames, weights, tmp_path):
     (tmp_path / 'file').write_text('')
     result = run(app, ['predict', str(frames / 'f0.png'), str(frames / 'f1.png'), '-o', str(tmp_path / 'file' / 'out'), '--model', str(weights)])

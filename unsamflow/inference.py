@@ -103,12 +103,14 @@ def predict_both(
     segments: tuple[Tensor, Tensor] | None = None,  # (1, H, W) full segmentations of both frames, where they are known
     both: bool = True,  # the backward flow and occlusions too
 ) -> Prediction:
-    "Flow, and with `both` backward flow and occlusion by the forward-backward check (UnSAMFlow, Sec. 3.2). Raises ValueError for frames of different sizes."
+    "Flow, and with `both` backward flow and occlusion by the forward-backward check (UnSAMFlow, Sec. 3.2). Raises ValueError for frames or segments of different sizes."
     device = next(model.parameters()).device
     a, b = as_image(image_1), as_image(image_2)
     if a.shape != b.shape:
         raise ValueError(f'frames of different sizes: frame 1 is {tuple(a.shape)}, frame 2 is {tuple(b.shape)} (channels, rows, columns)')
     own = tuple(a.shape[-2:])
+    if segments is not None and [tuple(x.shape) for x in segments] != [(1, *own)] * 2:
+        raise ValueError(f'segments: expected two of {(1, *own)}, like the frames, found {[tuple(x.shape) for x in segments]}')
     size = size or working_size(own)
     labels = [None, None]
     if model.mask_feature is not None:
@@ -209,7 +211,7 @@ def frame_pairs(
 
     return len(frames), pairs()
 
-
+# %% ../nbs/10_inference.ipynb #49b15c89
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help='Optical flow learnt without labels, guided by masks.')
 
 
@@ -235,13 +237,14 @@ def predict_command(
         count, pairs = frame_pairs(sources)
         output.mkdir(parents=True, exist_ok=True)
         written = _predict_all(network, tqdm(pairs, total=count, unit='pair', disable=count == 1), output, formats, occlusion, longest or None, max_length or None)
-    except (OSError, ValueError) as error:
-        typer.echo(f'unsamflow: {error}', err=True)
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a device that is not there
+        typer.echo(f'unsamflow: {" ".join(str(error).split())}', err=True)
         raise typer.Exit(1) from None
     typer.echo(f'wrote {len(written)} files to {output}' if len(written) > 4 else '\n'.join(map(str, written)))
 
 
 def _predict_all(network, pairs, output: Path, formats: list[Output], occlusion: bool, longest: int | None, max_length: float | None) -> list[Path]:
+    "Predicts and writes pair after pair; returns the files written."
     written, add = [], None
     with ExitStack() as stack:
         for name, image_1, image_2 in pairs:
