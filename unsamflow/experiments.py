@@ -135,6 +135,7 @@ def _drop_overwritten(notebook: Path):
         for output in cell.get('outputs', []):
             if output.output_type == 'stream':
                 output.text = re.sub(r'[^\n]*\r(?=[^\n])', '', output.text)
+    book.metadata.get('papermill', {}).pop('input_path', None)  # a path of this machine says nothing elsewhere
     nbformat.write(book, notebook)
 
 
@@ -169,7 +170,7 @@ def run(
     (folder / 'metrics.json').unlink(missing_ok=True)
     write_json(folder / 'params.json', {k: v for k, v in asked.items() if k != 'folder'})
     write_json(folder / 'environment.json', environment())
-    _execute(path, folder, {**params, **({'folder': str(folder.resolve())} if 'folder' in defaults else {})}, progress)
+    _execute(path, folder, {**params, **({'folder': str(folder)} if 'folder' in defaults else {})}, progress)
     if not is_finished(folder):
         raise RuntimeError(f'{folder / "notebook.ipynb"}: ran to its end but left no metrics.json')
     return folder
