@@ -3,10 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PRESET ?= demo
 SEED ?= 0
+RUN ?= evaluate
+# label: file or name of shipped weights, ...; all the shipped ones
+WEIGHTS ?= {$(foreach name,$(basename $(notdir $(wildcard data/weights/*.safetensors))),$(name): $(name),)}
 READY := .venv/.ready
 # threads that wait should sleep: spinning ones stall each other as soon as the machine does anything else
 export OMP_WAIT_POLICY ?= PASSIVE
-.PHONY: help setup demo train evaluate tables test check export lock clean
+.PHONY: help setup demo train evaluate evaluate-real tables test check export lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -24,6 +27,9 @@ train: $(READY) ## train PRESET with SEED into results/PRESET/seed-SEED, or go o
 
 evaluate: $(READY) ## evaluate what `make train` with the same PRESET and SEED has trained
 	@$(BIN)/unsamflow run evaluate weights=results/$(PRESET)/seed-$(SEED)/weights.safetensors --folder results/$(PRESET)/seed-$(SEED)/evaluate
+
+evaluate-real: $(READY) ## every method and all shipped WEIGHTS on the pairs that [paths] data of settings.ini leads to: results/real/RUN
+	@$(BIN)/unsamflow run evaluate datasets=real 'weights=$(WEIGHTS)' 'methods=[zero flow, Farneback, DIS, DeepFlow, PCAFlow, ours]' pictures=0 --folder results/real/$(RUN) --again
 
 table-%: $(READY) ## regenerate one table from the runs in results: table-1 to table-7, table-scenes
 	@$(BIN)/unsamflow run tables tables=[table-$*] --folder results/tables/table-$* --again
