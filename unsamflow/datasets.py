@@ -8,9 +8,10 @@ __all__ = ['KEY_OBJECT_BOUNDS', 'VALIDATION', 'TEST', 'PICTURES', 'SETTINGS', 'K
            'Sample', 'collate', 'Pair', 'open_masks', 'Pairs', 'flow_truth', 'ScenePairs', 'StereoPair', 'natural_key',
            'list_pictures', 'read_video_frame', 'Video', 'count_frames', 'Frames', 'setting', 'Benchmark',
            'data_folder', 'absent', 'picture_keys', 'consecutive', 'Middlebury', 'Kitti', 'read_labels',
-           'KittiMultiview', 'write_list', 'read_list', 'listed_pairs', 'RawFrames', 'KittiRaw', 'Sintel', 'SintelRaw',
-           'FlyingChairs', 'read_pfm', 'FlyingThings3D', 'Hd1k', 'read_flo5', 'Spring', 'resize_sample', 'crop_sample',
-           'mirror_sample', 'TrainingViews', 'write_frame', 'read_frame', 'CachedPairs', 'Mixture', 'dataset']
+           'KittiMultiview', 'write_list', 'read_list', 'listed_pairs', 'RawFrames', 'KittiRaw', 'Sintel', 'Shots',
+           'SintelRaw', 'FlyingChairs', 'read_pfm', 'FlyingThings3D', 'Hd1k', 'read_flo5', 'Spring', 'resize_sample',
+           'crop_sample', 'mirror_sample', 'TrainingViews', 'write_frame', 'read_frame', 'CachedPairs', 'Mixture',
+           'dataset']
 
 # %% ../nbs/03_datasets.ipynb #5511182f
 import os
@@ -713,11 +714,25 @@ class Sintel(Benchmark):
             truth['valid'] &= read_labels(invalid) == 0
         return truth
 
+# %% ../nbs/03_datasets.ipynb #dcbaf24c
+class Shots(RawFrames):
+    "Consecutive frames of any films, a folder for each shot."
+    page = 'films, and put each shot in a folder of its own (`unsamflow run clips`)'
+    layout = 'SHOT/NNNNN.png'
+
+    def __init__(
+        self,
+        root: str | Path | None = None,  # folder that holds the shots; None = clips in the data folder
+        list_file: str | Path | None = None,  # pairs to use; None = all
+        masks=None,
+    ):
+        root = data_folder(root, 'clips')
+        super().__init__(root, sorted((f for f in root.glob('*') if f.is_dir()), key=natural_key), list_file, masks)
+
 # %% ../nbs/03_datasets.ipynb #ef08ef90
-class SintelRaw(RawFrames):
+class SintelRaw(Shots):
     "Frames of the film Sintel, a folder for each shot."
     page = "the film's frames from https://media.xiph.org/sintel/, and put each shot in a folder of its own"
-    layout = 'SHOT/NNNNN.png'
 
     def __init__(
         self,
@@ -725,8 +740,7 @@ class SintelRaw(RawFrames):
         list_file: str | Path | None = None,  # pairs to use; None = all
         masks=None,
     ):
-        root = data_folder(root, 'Sintel-raw')
-        super().__init__(root, sorted((f for f in root.glob('*') if f.is_dir()), key=natural_key), list_file, masks)
+        super().__init__(data_folder(root, 'Sintel-raw'), list_file, masks)
 
 # %% ../nbs/03_datasets.ipynb #223bbbc3
 CHAIRS = {None: 22_872, 'train': 22_232, 'val': 640}  # pairs by split
@@ -1079,6 +1093,7 @@ REGISTRY: dict[str, Callable[..., Pairs]] = {
     'scenes': ScenePairs,
     'stereo': StereoPair,
     'frames': Frames,
+    'clips': Shots,
     'middlebury': Middlebury,
     'kitti-2012': partial(Kitti, 2012),
     'kitti-2015': partial(Kitti, 2015),
