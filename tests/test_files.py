@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
 
 import cv2
@@ -12,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unsamflow.files import as_bytes, as_image, atomic_path, read_image, write_image
+from unsamflow.files import as_bytes, as_image, atomic_path, package_data, read_image, write_image
 
 
 @pytest.fixture
@@ -92,6 +93,17 @@ def test_permissions_follow_the_umask(tmp_path):
     assert (tmp_path/'a').stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.skipif(os.name != 'posix', reason='umask')
+def test_a_writer_that_renames_a_private_file_changes_nothing_about_that(tmp_path):
+    private = tmp_path/'private'
+    with atomic_path(tmp_path/'a') as temporary:
+        private.write_text('x')
+        private.chmod(0o600)
+        os.replace(private, temporary)
+    (tmp_path/'b').write_text('x')
+    assert (tmp_path/'a').stat().st_mode == (tmp_path/'b').stat().st_mode
+
+
 FULL = """
 import resource, sys
 import numpy as np
@@ -129,6 +141,27 @@ def test_a_killed_process_leaves_the_old_file(tmp_path):
     path.write_text('old')
     run = subprocess.run([sys.executable, '-c', KILLED, str(path)])
     assert run.returncode == -signal.SIGKILL and path.read_text() == 'old'
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='signals')
+@pytest.mark.parametrize('hours, left', [(1, 2), (25, 1)])
+def test_what_a_killed_process_left_goes_after_a_day(tmp_path, hours, left):
+    subprocess.run([sys.executable, '-c', KILLED, str(tmp_path/'a.txt')])
+    stale, = tmp_path.iterdir()
+    os.utime(stale, (time.time() - 3600 * hours,) * 2)
+    subprocess.run([sys.executable, '-c', KILLED.replace('os.kill', 'print'), str(tmp_path/'a.txt')], check=True)
+    assert len(only(tmp_path)) == left and 'a.txt' in only(tmp_path) and stale.exists() == (left == 2)
+
+
+def test_files_of_the_package(tmp_path, monkeypatch):
+    import unsamflow
+    assert (package_data('presets')/'kitti.yaml').is_file() and (package_data('templates')/'train.ipynb').is_file()
+    monkeypatch.setattr(unsamflow, '__file__', str(tmp_path/'site'/'unsamflow'/'__init__.py'))
+    with pytest.raises(FileNotFoundError, match='presets: expected'): package_data('presets')
+    (tmp_path/'site'/'data'/'presets').mkdir(parents=True)
+    assert package_data('presets') == tmp_path/'site'/'data'/'presets'
+    (tmp_path/'site'/'unsamflow'/'presets').mkdir(parents=True)
+    assert package_data('presets') == tmp_path/'site'/'unsamflow'/'presets'
 
 
 # reading
