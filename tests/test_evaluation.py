@@ -4,21 +4,28 @@ import json
 import os
 import types
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from miniature import kitti, middlebury
 from torchvision import datasets as reference
 
 from unsamflow import evaluation
+from unsamflow.datasets import dataset
 from unsamflow.evaluation import (
-    CLASSICAL, ERROR_COLOURS, METRICS, SINTEL_TEST, FlowMetrics, apply_method, check_submission, deepflow, dis, distance_to, error_map, evaluate,
-    farneback, measure, motion_boundary, pcaflow, predictions, regions, submission_file, with_occlusion, write_submission, zero_flow, zip_submission)
+    BENCHMARKS, CLASSICAL, ERROR_COLOURS, METRICS, SINTEL_TEST, FlowMetrics, apply_method, check_submission, deepflow, dis, distance_to, error_map, evaluate,
+    farneback, measure, motion_boundary, open_benchmarks, pcaflow, predictions, regions, submission_file, with_occlusion, write_submission, zero_flow, zip_submission)
+from unsamflow.experiments import run
 from unsamflow.files import read_image
 from unsamflow.flow import read_flow, write_flow
+from unsamflow.network import UnSAMFlow
+from unsamflow.training import save_weights
 
 ROOT = Path(__file__).parents[1]
 
@@ -241,14 +248,14 @@ def test_padding_does_not_touch_pictures_that_are_large_enough():
     assert np.array_equal(dis(*images).permute(1, 2, 0).numpy(), cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None))
 
 
-@pytest.mark.parametrize('method, maker', [(deepflow, 'createOptFlow_DeepFlow'), (pcaflow, 'createOptFlow_PCAFlow')])
-def test_contributed_methods(method, maker, monkeypatch):
+@pytest.mark.parametrize('method, algorithm', [(deepflow, 'DeepFlow'), (pcaflow, 'PCAFlow')])
+def test_contributed_methods(method, algorithm, monkeypatch):
     image = textured()
     monkeypatch.setattr(cv2, 'optflow', types.SimpleNamespace(), raising=False)
-    with pytest.raises(ImportError, match=f'{maker}.*opencv-contrib-python'):
+    with pytest.raises(ImportError, match=f'{algorithm}.*opencv-contrib-python'):
         method(image, image)
-    algorithm = types.SimpleNamespace(calc=lambda a, b, _: np.stack([a, b], -1).astype(np.float32))
-    monkeypatch.setattr(cv2, 'optflow', types.SimpleNamespace(**{maker: lambda: algorithm}), raising=False)
+    stand_in = types.SimpleNamespace(calc=lambda a, b, _: np.stack([a, b], -1).astype(np.float32))
+    monkeypatch.setattr(cv2, 'optflow', types.SimpleNamespace(**{f'createOptFlow_{algorithm}': lambda: stand_in}), raising=False)
     assert method(image, image).shape == (2, 64, 96)
 
 
@@ -468,6 +475,47 @@ def test_predictions_stream_through_writer_and_archive(tmp_path):
     assert archive == tmp_path / 'out.zip' and zipfile.ZipFile(archive).testzip() is None
     zipfile.ZipFile(zip_submission('kitti2015', tmp_path / 'out', tmp_path / 'b.zip')).extractall(tmp_path / 'again')
     assert (tmp_path / 'again/flow/000001_10.png').read_bytes() == (tmp_path / 'out/flow/000001_10.png').read_bytes()
+
+
+# Benchmarks at hand, and the experiment that measures on them
+
+@pytest.fixture
+def some_benchmarks(tmp_path, monkeypatch):
+    "Middlebury and both years of KITTI, two pairs of each; no Sintel."
+    for write in (middlebury, partial(kitti, year=2012), partial(kitti, year=2015)):
+        write(tmp_path / 'data')
+    monkeypatch.setenv('UNSAMFLOW_DATA', str(tmp_path / 'data'))
+    return tmp_path / 'data'
+
+
+def test_benchmarks_that_are_there_are_opened(some_benchmarks):
+    opened, absent = open_benchmarks()
+    assert {label: len(pairs) for label, pairs in opened.items()} == {'held-out scenes': 100, 'stereo pair': 1, 'Middlebury': 2, 'KITTI 2012': 2, 'KITTI 2015': 2}
+    assert absent == ['Sintel clean', 'Sintel final']
+    assert all(pairs[0].flow is not None for label, pairs in opened.items())
+    assert torch.equal(*opened['KITTI 2012'][0].image_1[:2])  # grey
+    with pytest.raises(ValueError, match="found 'kitti'"):
+        open_benchmarks({'KITTI': {'name': 'kitti'}})
+
+
+def test_the_experiment_measures_every_method_on_every_pair(some_benchmarks, tmp_path, monkeypatch):
+    "A method that this OpenCV lacks is left out and said to be; two sets of weights stand under their labels."
+    save_weights(UnSAMFlow(), tmp_path / 'random.safetensors', mask_features='')
+    chosen = {label: BENCHMARKS[label] for label in ('Middlebury', 'KITTI 2012')} | {'scenes': {'name': 'scenes', 'options': {'count': 1, 'height': 64, 'width': 96}}}
+    params = {'datasets': chosen, 'methods': ['zero flow', 'DIS', 'DeepFlow', 'ours'], 'weights': {'random': str(tmp_path / 'random.safetensors'), 'shipped': ''}, 'longest': 64, 'pictures': 0}
+    folder = run('evaluate', params, tmp_path / 'run', progress=False)
+    metrics, samples = json.loads((folder / 'metrics.json').read_text()), pd.read_csv(folder / 'samples.csv')
+    methods = ['zero flow', 'DIS', 'random', 'shipped'] + ['DeepFlow'] * hasattr(cv2, 'optflow')
+    assert {label: sorted(found) for label, found in metrics.items()} == {label: sorted(methods) for label in chosen}
+    assert len(samples) == 5 * len(methods)
+    assert metrics['KITTI 2012']['random']['epe'] != metrics['KITTI 2012']['shipped']['epe']
+    speeds = [evaluate(zero_flow, dataset('kitti-2012', pictures='grey'), progress=False)['rows'][i]['epe'] for i in (0, 1)]
+    found = samples[(samples['data'] == 'KITTI 2012') & (samples['method'] == 'zero flow')]
+    assert np.allclose(found['epe'], speeds) and list(found['name']) == ['000000_10', '000001_10']
+    assert np.isclose(metrics['KITTI 2012']['zero flow']['epe'], np.mean(speeds))
+    assert found[['epe_noc', 'epe_occ', 'fl_all']].notna().all(axis=None)
+    assert ('not measured' in (folder / 'pairs.md').read_text()) == (not hasattr(cv2, 'optflow'))
+    assert not (folder / 'flow.jpg').exists()
 
 
 # Real ground truth
