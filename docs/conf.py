@@ -1,0 +1,100 @@
+"Sphinx configuration; `make docs` (docs/website.py) prepares the sources and calls Sphinx with it."
+import ast
+import inspect
+import io
+import re
+import tokenize
+from functools import cache
+
+from fastcore.docments import docments
+
+project = 'unsamflow'
+copyright = 'the unsamflow developers, Apache-2.0'
+extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.mathjax']
+exclude_patterns = ['_build']
+
+html_theme = 'furo'
+html_title = 'unsamflow'
+html_static_path = ['_static']
+html_css_files = ['site.css']
+html_copy_source = False
+html_show_sphinx = False
+pygments_style, pygments_dark_style = 'friendly', 'github-dark'
+
+mathjax_path = 'mathjax/tex-svg-full.js'
+mathjax3_config = {'svg': {'fontCache': 'local'}, 'options': {'enableMenu': False}}
+
+nb_execution_mode = 'off'  # outputs are the stored ones
+nb_merge_streams = True
+myst_enable_extensions = ['dollarmath', 'amsmath', 'deflist', 'colon_fence', 'attrs_inline']
+myst_heading_anchors = 4
+suppress_warnings = ['mystnb.unknown_mime_type']
+
+default_role = 'py:obj'  # `name` in a docstring: a link where it is one of ours, else code
+autodoc_typehints = 'description'
+autodoc_inherit_docstrings = False
+autodoc_member_order = 'bysource'
+add_module_names = False
+toc_object_entries_show_parents = 'hide'
+
+
+def escape(text: str) -> str:
+    "Plain text as reStructuredText: what stands outside backticks means itself, and a name in backticks may have a plural s."
+    parts = re.split(r'(``.+?``|`[^`]+`)', text)
+    plain = (re.sub(r'([*|_\\])', r'\\\1', part) for part in parts[::2])
+    return ''.join(before + (name and f'{name}\\ ') for before, name in zip(plain, [*parts[1::2], '']))
+
+
+def assignments(body: list, prefix: str = ''):
+    "(qualified name, statement) of the assignments at the top of a module and of its classes."
+    for node in body:
+        if isinstance(node, ast.ClassDef):
+            yield from assignments(node.body, f'{prefix}{node.name}.')
+        for target in getattr(node, 'targets', [getattr(node, 'target', None)]):
+            if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(target, ast.Name):
+                yield prefix + target.id, node
+
+
+@cache
+def comments(module) -> dict:
+    "What stands beside a constant or a field, by qualified name."
+    source = inspect.getsource(module)
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    beside = {t.start[0]: t.string.lstrip('# ') for t in tokens if t.type == tokenize.COMMENT and t.line.split('#')[0].strip()}
+    found = {name: beside.get(node.lineno) or beside.get(node.end_lineno) for name, node in assignments(ast.parse(source).body)}
+    return {name: comment for name, comment in found.items() if comment}
+
+
+def describe_parameters(found) -> list[str]:
+    "Field-list lines from the comments beside a signature."
+    lines = []
+    for name, about in docments(found, full=True).items():
+        if about.docment:
+            field = 'returns' if name == 'return' else f'param {name}'
+            lines.append(f':{field}: ' + escape(' '.join(about.docment.split())))
+    return lines
+
+
+def process_docstring(app, what, name, found, options, lines):
+    "autodoc's docstrings, escaped, with the comments beside signatures, fields and constants."
+    if what in ('data', 'attribute'):
+        module = next((m for m in modules() if name.startswith(m.__name__ + '.')), None)
+        lines[:] = [escape(comments(module).get(name.removeprefix(module.__name__ + '.'), ''))] if module else []
+        return
+    lines[:] = [escape(line) for line in lines]
+    if what in ('function', 'method', 'class') and inspect.isroutine(found if what != 'class' else found.__init__):
+        lines += ['', *describe_parameters(found)]
+
+
+@cache
+def modules() -> tuple:
+    "The library's modules."
+    import importlib
+    import pkgutil
+
+    import unsamflow
+    return tuple(importlib.import_module(f'unsamflow.{m.name}') for m in pkgutil.iter_modules(unsamflow.__path__) if not m.name.startswith('_'))
+
+
+def setup(app):
+    app.connect('autodoc-process-docstring', process_docstring)

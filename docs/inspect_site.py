@@ -1,0 +1,125 @@
+"""Looks over the built site: `python docs/inspect_site.py [html folder] [--browser] [--pictures FOLDER]`.
+
+From the files: broken links and anchors, missing pictures, anything fetched from the network, formulas left as source. With --browser, in
+headless Chromium at desktop and phone width: pages wider than the window, pictures and formulas that were not drawn, errors on the console.
+"""
+import re
+import shutil
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlparse
+
+from bs4 import BeautifulSoup
+
+HTML = Path(__file__).parent / '_build/html'
+WIDTHS = {'desktop': (1280, 900), 'phone': (390, 844)}
+SOURCE = re.compile(r'\$\$|\\\(|\\\[|\\(frac|mathbf|sum|begin)\b|\$[^$\n]*[\\^_{][^$\n]*\$')  # TeX that nothing has drawn
+GENERATED = ('search.html', 'genindex.html', 'py-modindex.html')
+MEASURE = """() => ({
+    wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    outside: [...document.querySelectorAll('article *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('pre, .table-wrapper, .output, .math, mjx-container, svg, mjx-assistive-mml'))
+        .slice(0, 3).map(e => e.tagName + '.' + e.className),
+    pictures: [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src),
+    formulas: [...document.querySelectorAll('.math')].filter(e => !e.querySelector('mjx-container')).map(e => e.textContent.slice(0, 60)),
+    errors: [...document.querySelectorAll('[data-mml-node="merror"], mjx-merror')].map(e => e.textContent.slice(0, 60)),
+})"""
+
+
+def pages(html: Path) -> list[Path]:
+    "All pages."
+    return sorted(p for p in html.rglob('*.html') if '_static' not in p.parts)
+
+
+@cache
+def parsed(page: Path) -> BeautifulSoup:
+    "A page's tree."
+    return BeautifulSoup(page.read_text(), 'html.parser')
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    "What a link into a page may name."
+    return {tag['id'] for tag in parsed(page).find_all(id=True)} | {''}
+
+
+def broken_links(page: Path) -> Iterator[str]:
+    "Links, pictures, scripts and style sheets that lead nowhere, or to the network where they would be fetched."
+    for tag in parsed(page).find_all(['a', 'img', 'script', 'link', 'iframe', 'source']):
+        address = tag.get('href') if tag.name in ('a', 'link') else tag.get('src')
+        parts = urlparse(address or '')
+        if parts.scheme in ('http', 'https'):
+            if tag.name != 'a':
+                yield f'fetches {address}'
+        elif address and parts.scheme in ('', 'file'):
+            path, fragment = urldefrag(address)
+            target = (page.parent / unquote(path).split('?')[0]).resolve() if path else page
+            if not target.is_file():
+                yield f'leads nowhere: {address}'
+            elif target.suffix == '.html' and unquote(fragment) not in anchors(target):
+                yield f'no such anchor: {address}'
+
+
+def formulas_left(page: Path) -> Iterator[str]:
+    "TeX in the text that is not marked as a formula."
+    article = parsed(page).find('article')
+    for text in article.find_all(string=SOURCE) if article else ():
+        if not text.find_parent(['code', 'pre', 'script', 'style']) and not text.find_parent(class_='math'):
+            yield f'formula left as source: {text.strip()[:60]}'
+
+
+def check_files(html: Path) -> list[str]:
+    "Everything that can be said without a browser."
+    return [f'{page.relative_to(html)}: {problem}' for page in pages(html) for check in (broken_links, formulas_left) for problem in check(page)]
+
+
+def look(tab, page: Path) -> Iterator[str]:
+    "What is wrong with a page as it is drawn."
+    tab.goto(page.as_uri())
+    tab.wait_for_function('!window.MathJax || !MathJax.startup || MathJax.startup.promise.then(() => true)')
+    found = tab.evaluate(MEASURE)
+    if found['wide'] > 0:
+        yield f"{found['wide']} px wider than the window: {found['outside']}"
+    for kind in ('pictures', 'formulas', 'errors'):
+        yield from (f'{kind}: {what}' for what in found[kind])
+
+
+def browse(html: Path, pictures: Path | None = None, schemes=('light', 'dark')) -> list[str]:
+    "Every page in headless Chromium, at every width and in both colour schemes. Raises FileNotFoundError without a browser."
+    from playwright.sync_api import sync_playwright
+    program = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+    if program is None:
+        raise FileNotFoundError('no Chromium found (Debian: apt-get install chromium)')
+    problems = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=['--no-sandbox', '--allow-file-access-from-files'])
+        for name, (width, height) in WIDTHS.items():
+            for scheme in schemes:
+                tab = browser.new_page(viewport={'width': width, 'height': height}, color_scheme=scheme)
+                for page in pages(html):
+                    where = f'{page.relative_to(html)} ({name}, {scheme})'
+                    problems += [f'{where}: {problem}' for problem in look(tab, page)]
+                    if pictures:
+                        target = pictures / f'{page.relative_to(html).with_suffix("").as_posix().replace("/", "-")}-{name}-{scheme}.png'
+                        tab.screenshot(path=target, full_page=True)
+                tab.close()
+        browser.close()
+    return problems
+
+
+def main() -> None:
+    "The command line."
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('html', type=Path, nargs='?', default=HTML)
+    parser.add_argument('--browser', action='store_true')
+    parser.add_argument('--pictures', type=Path, help='folder for a picture of each page')
+    asked = parser.parse_args()
+    html = asked.html.resolve()
+    problems = check_files(html) + (browse(html, asked.pictures) if asked.browser or asked.pictures else [])
+    sys.exit('\n'.join(problems) if problems else print(f'{len(pages(html))} pages, nothing found'))
+
+
+if __name__ == '__main__':
+    main()
