@@ -8,12 +8,13 @@ __all__ = ['KEY_OBJECT_BOUNDS', 'VALIDATION', 'TEST', 'PICTURES', 'SETTINGS', 'K
            'Sample', 'collate', 'Pair', 'open_masks', 'Pairs', 'flow_truth', 'ScenePairs', 'StereoPair', 'natural_key',
            'list_pictures', 'read_video_frame', 'Video', 'count_frames', 'Frames', 'setting', 'Benchmark',
            'data_folder', 'absent', 'picture_keys', 'consecutive', 'Middlebury', 'Kitti', 'read_labels',
-           'KittiMultiview', 'write_list', 'read_list', 'listed_pairs', 'RawFrames', 'KittiRaw', 'Sintel', 'Shots',
-           'SintelRaw', 'FlyingChairs', 'read_pfm', 'FlyingThings3D', 'Hd1k', 'read_flo5', 'Spring', 'resize_sample',
-           'crop_sample', 'mirror_sample', 'TrainingViews', 'write_frame', 'read_frame', 'CachedPairs', 'Mixture',
-           'dataset']
+           'KittiMultiview', 'write_list', 'find_list', 'read_list', 'listed_pairs', 'RawFrames', 'KittiRaw', 'Sintel',
+           'Shots', 'SintelRaw', 'FlyingChairs', 'read_pfm', 'FlyingThings3D', 'Hd1k', 'read_flo5', 'Spring',
+           'resize_sample', 'crop_sample', 'mirror_sample', 'TrainingViews', 'write_frame', 'read_frame', 'CachedPairs',
+           'Mixture', 'dataset']
 
 # %% ../nbs/03_datasets.ipynb #5511182f
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +28,7 @@ import numpy as np
 import skimage.data
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
@@ -91,7 +93,7 @@ def open_masks(
         return masks
     folder = setting('masks') / masks
     if not (folder / 'settings.json').is_file():
-        raise FileNotFoundError(f'{folder}: expected a mask store, found none')
+        raise FileNotFoundError(f'{folder}: expected a mask store, found none: `unsamflow prepare` makes those that a preset names')
     return MaskStore(folder)
 
 
@@ -372,11 +374,11 @@ class Frames(Pairs):
         return as_image(self.video[int(key)]) if self.is_video else super().picture(key)
 
 # %% ../nbs/03_datasets.ipynb #f64c321b
-SETTINGS = {'data': 'datasets', 'masks': 'masks', 'cache': 'cache'}  # without a settings.ini
+SETTINGS = {'data': 'datasets', 'masks': 'masks', 'cache': 'cache', 'lists': 'lists'}  # without a settings.ini
 
 
 def setting(
-    name: str,  # 'data', 'masks' or 'cache'
+    name: str,  # 'data', 'masks', 'cache' or 'lists'
 ) -> Path:
     "A folder of this machine: the environment's UNSAMFLOW_<NAME>, else settings.ini, here or above. Raises ValueError for an unknown name."
     if name not in SETTINGS:
@@ -466,9 +468,9 @@ def picture_keys(
 ) -> list[str]:  # relative to `root`, in natural order
     "The pictures of a folder by their keys; none when there is no such folder."
     folder = root / folder
-    inside = folder.relative_to(root).as_posix()
+    inside = '' if folder == root else f'{folder.relative_to(root).as_posix()}/'
     names = os.listdir(folder) if folder.is_dir() else []
-    return [f'{inside}/{n}' for n in sorted(names, key=natural_key) if n.lower().endswith(PICTURES) and not n.startswith('.')]
+    return [f'{inside}{n}' for n in sorted(names, key=natural_key) if n.lower().endswith(PICTURES) and not n.startswith('.')]
 
 
 def consecutive(
@@ -594,21 +596,42 @@ def write_list(
     path: str | Path,
     pairs: Iterable[tuple[str, str]],  # frames by their keys
     comment: str = '',  # where the list comes from
-):
-    "Writes a list of pairs, atomically."
+) -> str:  # its sha256
+    "Writes a list of pairs and, beside it, its hash; both atomically."
     lines = [f'# {line}' for line in comment.splitlines()] + ['\t'.join(pair) for pair in pairs]
-    with atomic_path(path) as temporary:
-        temporary.write_text(''.join(f'{line}\n' for line in lines))
+    content = ''.join(f'{line}\n' for line in lines).encode()
+    sha256 = hashlib.sha256(content).hexdigest()
+    _hash_file(path).unlink(missing_ok=True)  # never a new list beside the old one's hash
+    for file, written in ((Path(path), content), (_hash_file(path), f'{sha256}  {Path(path).name}\n'.encode())):
+        with atomic_path(file) as temporary:
+            temporary.write_bytes(written)
+    return sha256
+
+
+def _hash_file(path: str | Path) -> Path:
+    return Path(f'{path}.sha256')
+
+
+def find_list(
+    name: str | Path,  # a file, or the name of one in the `lists` folder of settings.ini
+) -> Path:
+    "Where a list lies. Raises FileNotFoundError that says how to make one."
+    for path in (Path(name), setting('lists') / f'{name}.txt'):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f'{name}: no such list, nor {setting("lists") / f"{name}.txt"}: make it with `unsamflow lists kitti-raw` or `unsamflow lists sintel-raw`')
 
 
 def read_list(
     path: str | Path,
 ) -> list[tuple[str, str]]:
-    "Reads a list of pairs. Raises FileNotFoundError, or ValueError naming the line that is not a pair."
+    "Reads a list of pairs. Raises FileNotFoundError, or ValueError for a list that is not the one that its hash belongs to, or naming the line that is not a pair."
     if not Path(path).is_file():
         raise FileNotFoundError(f'{path}: no such list')
-    pairs = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+    content, hash_file, pairs = Path(path).read_bytes(), _hash_file(path), []
+    if hash_file.is_file() and (expected := hash_file.read_text().split()[:1]) != [found := hashlib.sha256(content).hexdigest()]:
+        raise ValueError(f'{path}: expected sha256 {" ".join(expected)}, found {found}: the list was changed; make it again, or delete {hash_file.name} if it is meant to be so')
+    for number, line in enumerate(content.decode().splitlines(), 1):
         if line.strip() and not line.startswith('#'):
             parts = line.split('\t') if '\t' in line else line.split()
             if len(parts) != 2:
@@ -618,10 +641,11 @@ def read_list(
 
 
 def listed_pairs(
-    path: str | Path,  # of the list
+    path: str | Path,  # of the list, or its name
     root: Path,  # folder that its frames are relative to
 ) -> list[tuple[str, str]]:
     "The pairs of a list. Raises FileNotFoundError that names frames that are not there, ValueError for a list without pairs."
+    path = find_list(path)
     pairs = read_list(path)
     if not pairs:
         raise ValueError(f'{path}: expected pairs of frames, found none')
@@ -727,12 +751,12 @@ class Shots(RawFrames):
         masks=None,
     ):
         root = data_folder(root, 'clips')
-        super().__init__(root, sorted((f for f in root.glob('*') if f.is_dir()), key=natural_key), list_file, masks)
+        super().__init__(root, sorted((f for f in root.glob('*') if f.is_dir()), key=natural_key) or [root], list_file, masks)
 
 # %% ../nbs/03_datasets.ipynb #ef08ef90
 class SintelRaw(Shots):
     "Frames of the film Sintel, a folder for each shot."
-    page = "the film's frames from https://media.xiph.org/sintel/, and put each shot in a folder of its own"
+    page = "the film's frames from https://media.xiph.org/sintel/, each shot in a folder of its own, or all in one with a list"
 
     def __init__(
         self,
@@ -1046,14 +1070,24 @@ class CachedPairs(Pairs):
         return list(dict.fromkeys(k for pair in self.pairs for k in (pair.frame_1, pair.frame_2)))
 
     def prepare(self, key: str):
-        "Prepares one frame unless it is there."
+        "Prepares one frame unless it is there or another process is at it."
         if not self.path(key).is_file():
-            frame = self.source.frame(key)
-            if self.size is not None and tuple(frame.image.shape[-2:]) != tuple(self.size):
-                resized = resize_sample(Sample(frame.image, frame.image, frame.segments, None, frame.key_objects), self.size)
-                frame = Frame(resized.image_1, resized.segments_1, resized.key_objects)
-            self.path(key).parent.mkdir(parents=True, exist_ok=True)
-            write_frame(self.path(key), frame)
+            with self._lock(key):
+                if not self.path(key).is_file():
+                    self._make(key)
+
+    def _make(self, key: str):
+        frame = self.source.frame(key)
+        if self.size is not None and tuple(frame.image.shape[-2:]) != tuple(self.size):
+            resized = resize_sample(Sample(frame.image, frame.image, frame.segments, None, frame.key_objects), self.size)
+            frame = Frame(resized.image_1, resized.segments_1, resized.key_objects)
+        self.path(key).parent.mkdir(parents=True, exist_ok=True)
+        write_frame(self.path(key), frame)
+
+    def _lock(self, key: str) -> FileLock:
+        "One of 256 locks: loaders, shards and training on several GPUs meet here, and each frame is made once."
+        (self.root / '.locks').mkdir(parents=True, exist_ok=True)
+        return FileLock(self.root / f'.locks/{hashlib.sha256(key.encode()).hexdigest()[:2]}.lock')
 
     def frame(self, key: str) -> Frame:
         try:
