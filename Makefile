@@ -1,15 +1,17 @@
 # Every target with what it does: `make help`. PRESET, SEED and the like are passed on: make train PRESET=scenes SEED=1
 PYTHON ?= python3
 BIN := .venv/bin
-PRESET ?= demo
+CHOSEN := $(PRESET)
+PRESET ?= $(if $(filter ablation tables table-%,$(MAKECMDGOALS)),ablation,demo)
 SEED ?= 0
+SEEDS ?= 3
 RUN ?= evaluate
 # label: file or name of shipped weights, ...; all the shipped ones
 WEIGHTS ?= {$(foreach name,$(basename $(notdir $(wildcard data/weights/*.safetensors))),$(name): $(name),)}
 READY := .venv/.ready
 # threads that wait should sleep: spinning ones stall each other as soon as the machine does anything else
 export OMP_WAIT_POLICY ?= PASSIVE
-.PHONY: help setup demo train evaluate evaluate-real tables test check export lock clean
+.PHONY: help setup demo train evaluate evaluate-real working-size tables figures timing test check export lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -31,11 +33,23 @@ evaluate: $(READY) ## evaluate what `make train` with the same PRESET and SEED h
 evaluate-real: $(READY) ## every method and all shipped WEIGHTS on the pairs that [paths] data of settings.ini leads to: results/real/RUN
 	@$(BIN)/unsamflow run evaluate datasets=real 'weights=$(WEIGHTS)' 'methods=[zero flow, Farneback, DIS, DeepFlow, PCAFlow, ours]' pictures=0 --folder results/real/$(RUN) --again
 
-table-%: $(READY) ## regenerate one table from the runs in results: table-1 to table-7, table-scenes
-	@$(BIN)/unsamflow run tables tables=[table-$*] --folder results/tables/table-$* --again
+ablation: $(READY) ## train and evaluate every variant of PRESET (default: ablation) with SEEDS seeds (default: 3), from one baseline a seed
+	@$(BIN)/unsamflow ablation $(PRESET) --seeds $(SEEDS)
 
-tables: $(READY) ## regenerate every table from the runs in results
-	@$(BIN)/unsamflow run tables --folder results/tables --again
+working-size: $(READY) ## the shipped weights on the real pairs at many sizes, and the rule that follows: results/real/working-size
+	@$(BIN)/unsamflow run working-size --folder results/real/working-size --again
+
+table-%: $(READY) ## regenerate one table from the runs in results: table-1 to table-7, table-scenes
+	@$(BIN)/unsamflow run tables tables=[table-$*] preset=$(PRESET) --folder results/tables/table-$* --again
+
+tables: $(READY) ## regenerate every table from the runs in results; with a PRESET, say demo, first what is missing of its ablation
+	@$(if $(CHOSEN),$(BIN)/unsamflow ablation $(PRESET) &&) $(BIN)/unsamflow run tables preset=$(PRESET) --folder results/tables$(if $(CHOSEN),-$(PRESET)) --again
+
+figures: $(READY) ## draw the paper's figures again from the runs in results
+	@$(BIN)/unsamflow run figures --folder results/figures --again
+
+timing: $(READY) ## measure time, memory and operations on this machine
+	@$(BIN)/unsamflow run timing --folder results/timing --again
 
 test: $(READY) ## run every notebook and every test
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 && $(BIN)/python -m pytest tests

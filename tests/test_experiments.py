@@ -7,7 +7,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from typer.testing import CliRunner
 
-from unsamflow.experiments import TABLES, TEMPLATES, app, fill_table, find_template, is_finished, read_metric, read_table_spec, run, sweep, table, template_parameters, write_table
+from unsamflow.experiments import TABLES, TEMPLATES, ablation, app, fill_table, find_template, is_finished, read_metric, read_table_spec, run, sweep, table, template_parameters, write_table
 
 KERNEL = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}}
 
@@ -153,6 +153,23 @@ def test_train_and_evaluate_end_to_end(tiny, tmp_path):
     assert 'not measured' not in (done / 'table.md').read_text()
     assert {'table.csv', 'table.md', 'samples.csv', 'flow.jpg', 'notebook.ipynb'} <= {p.name for p in done.iterdir()}
     assert not any(o.get('output_type') == 'error' for c in nbformat.read(done / 'notebook.ipynb', 4).cells for o in c.get('outputs', []))
+
+
+@pytest.mark.timeout(600)
+def test_ablation_from_one_baseline_goes_on_where_it_was_and_fills_the_tables(tiny, tmp_path):
+    options = {
+        'overrides': tiny | {'steps': 4, 'augmentation.pasted_objects': 1, 'augmentation.cache_size': 2, 'cache': str(tmp_path / 'cache')}, 'progress': False,
+        'evaluation': {'pictures': 0, 'methods': ['ours'], 'datasets': {'held-out scenes': {'name': 'scenes', 'options': {'count': 2, 'height': 64, 'width': 96}}}}}
+    results = tmp_path / 'results'
+    ablation('demo', [0], [], results, **options)
+    before = (results / 'demo/seed-0/metrics.json').stat().st_mtime_ns
+    found = ablation('demo', [0], ['aug-hg', 'aug-hg-mf'], results, **options)
+    assert list(found) == ['demo/seed-0', 'demo-aug-hg/seed-0', 'demo-aug-hg-mf/seed-0']
+    assert (results / 'demo/seed-0/metrics.json').stat().st_mtime_ns == before  # a finished run is left alone
+    assert [json.loads(line)['step'] for line in (results / 'demo-aug-hg/seed-0/log.jsonl').read_text().splitlines()] == [4]  # the baseline's three steps are not repeated
+    frame = fill_table(read_table_spec('table-1'), results, preset='demo').set_index(['row', 'column'])
+    cells = frame.xs('scenes EPE', level='column')
+    assert cells['measured'].notna().tolist() == [True, False, True, True] and cells['runs']['+aug +hg'] == f'{results}/demo-aug-hg/seed-0/evaluate'
 
 
 @pytest.mark.parametrize('argument, words', [('sed=1', "unknown parameter 'sed'"), ('seed', 'expected name=value'), ('overrides={steps: [1', 'expected name=value with a value in yaml')])

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TEMPLATES', 'FREE', 'QUIET', 'NOT_MEASURED', 'TABLES', 'find_template', 'template_parameters', 'check_parameters',
-           'environment', 'write_json', 'is_finished', 'run', 'sweep', 'read_metric', 'table', 'write_table', 'Column',
-           'Row', 'TableSpec', 'read_table_spec', 'published_figures', 'fill_table', 'parse_parameters', 'run_command',
-           'demo_command']
+           'environment', 'write_json', 'is_finished', 'run', 'sweep', 'ablation_runs', 'train_and_evaluate',
+           'ablation', 'read_metric', 'table', 'write_table', 'Column', 'Row', 'TableSpec', 'read_table_spec',
+           'published_figures', 'fill_table', 'parse_parameters', 'run_command', 'ablation_command', 'demo_command']
 
 # %% ../nbs/11_experiments.ipynb #95a84a13
 import json
@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +35,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 import unsamflow
 from .files import atomic_path
 from .inference import app
-from .training import one_line
+from .training import load_config, one_line, read_variants
 
 # %% ../nbs/11_experiments.ipynb #4e6a5ba2
 TEMPLATES = next((p for p in (Path(unsamflow.__file__).parent / 'templates', Path(unsamflow.__file__).parents[1] / 'nbs/experiments') if p.is_dir()), Path('nbs/experiments'))
@@ -195,6 +195,60 @@ def sweep(
         raise RuntimeError(f'{len(failed)} of {len(runs)} runs failed: ' + '; '.join(f'{n}: {e}' for n, e in failed.items()))
     return {name: future.result() for name, future in futures.items()}
 
+# %% ../nbs/11_experiments.ipynb #9a6fc0d8
+def ablation_runs(
+    preset: str,  # of the baseline
+    seeds: Iterable[int],
+    variants: Sequence[str] | None = None,  # None = all
+    results: str | Path = 'results',
+) -> dict[str, dict]:  # run folder -> parameters of the template `train`; baselines first, then variant by variant
+    "What an ablation consists of. Raises ValueError for an unknown variant."
+    known = list(read_variants())
+    if unknown := sorted(set(variants or ()) - set(known)):
+        raise ValueError(f'variants: expected some of {known}, found {unknown}')
+    seeds = list(seeds)
+    runs = {f'{preset}/seed-{n}': {'preset': preset, 'seed': n} for n in seeds}
+    for variant in known if variants is None else variants:
+        runs |= {f'{preset}-{variant}/seed-{n}': {'preset': f'{preset}-{variant}', 'seed': n, 'branch': f'{results}/{preset}/seed-{n}'} for n in seeds}
+    return runs
+
+
+def train_and_evaluate(
+    params: Mapping,  # of the template `train`
+    folder: str | Path,
+    evaluation: Mapping,  # parameters of the template `evaluate`, without its weights
+    progress: bool = True,
+) -> Path:  # folder/evaluate
+    "A training run and its evaluation."
+    run('train', params, folder, progress)
+    return run('evaluate', {**evaluation, 'weights': f'{folder}/weights.safetensors'}, Path(folder) / 'evaluate', progress)
+
+
+def ablation(
+    preset: str,  # of the baseline
+    seeds: Iterable[int] = (0,),
+    variants: Sequence[str] | None = None,  # None = all
+    results: str | Path = 'results',
+    overrides: Mapping = {},  # of the preset, in every run
+    evaluation: Mapping = {'pictures': 0},  # parameters of the template `evaluate`
+    executor: Executor | None = None,  # None = one run at a time
+    progress: bool = True,
+) -> dict[str, Path]:  # run -> folder of its evaluation
+    "Trains and evaluates a baseline for each seed and the variants that branch off (UnSAMFlow, Tables 1, 4, 5, 6). Raises RuntimeError naming the failed runs after all have been tried."
+    runs = ablation_runs(preset, seeds, variants, results)
+    given = {'overrides': dict(overrides)} if overrides else {}
+    own = executor or ThreadPoolExecutor(1)
+    done, failed = {}, {}
+    for part in (lambda params: 'branch' not in params, lambda params: 'branch' in params):  # variants wait for their baselines
+        futures = {name: own.submit(train_and_evaluate, {**params, **given}, f'{results}/{name}', evaluation, progress) for name, params in runs.items() if part(params)}
+        failed |= {name: error for name, future in futures.items() if (error := future.exception())}
+        done |= {name: future.result() for name, future in futures.items() if name not in failed}
+    if executor is None:
+        own.shutdown()
+    if failed:
+        raise RuntimeError(f'{len(failed)} of {len(runs)} runs failed: ' + '; '.join(f'{n}: {e}' for n, e in failed.items()))
+    return done
+
 # %% ../nbs/11_experiments.ipynb #8829dddd
 NOT_MEASURED = 'not measured'
 
@@ -274,7 +328,7 @@ class Column(BaseModel):
 class Row(BaseModel):
     "A row: its runs, the row of the published csv, and, for another method than ours, its name in metrics.json."
     model_config = ConfigDict(extra='forbid')
-    runs: list[str]  # patterns of run folders below results/
+    runs: list[str]  # patterns of run folders below results/; {preset} stands for the preset of an ablation
     published: str | None = None
     method: str | None = None  # replaces 'ours' in the columns' metrics
 
@@ -324,11 +378,12 @@ def fill_table(
     spec: TableSpec,
     results: str | Path = 'results',
     paper: str | Path | None = None,  # folder of the published csv files; None = data/paper
+    preset: str = 'ablation',  # whose runs fill the columns of rendered scenes
 ) -> pd.DataFrame:  # as `table` returns it
     "Collects the runs that a description names, beside the published figures. Raises ValueError where these are not what the description says."
     figures, parts = published_figures(spec, paper), []
     for label, row in spec.rows.items():
-        folders = sorted({f for pattern in row.runs for f in Path(results).glob(pattern)})
+        folders = sorted({f for pattern in row.runs for f in Path(results).glob(pattern.format(preset=preset))})
         metrics = {c: column.metric if row.method is None else '/'.join(row.method if p == 'ours' else p for p in column.metric.split('/')) for c, column in spec.columns.items()}
         parts.append(table({label: folders}, metrics, figures))
     return pd.concat(parts, ignore_index=True)
@@ -362,6 +417,25 @@ def run_command(
         params = parse_parameters(parameters)
         default = Path('results') / template / ('-'.join(re.sub(r'[^\w.+-]+', '_', f'{v}') for v in params.values()) or 'default')
         typer.echo(run(template, params, folder or default, again=again))
+    except (OSError, ValueError, RuntimeError) as error:
+        typer.echo(f'unsamflow: {error}', err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command('ablation')
+def ablation_command(
+    preset: Annotated[str, typer.Argument(help='preset of the baseline')],
+    seeds: Annotated[int, typer.Option(help='how many: 0, 1, ...')] = 1,
+    variants: Annotated[str, typer.Option(help='some of data/presets/variants.yaml, with commas; default all')] = '',
+    results: Annotated[Path, typer.Option(help='folder of the run folders')] = Path('results'),
+):
+    "Trains a baseline for each seed and the variants that branch off it, evaluates each; goes on where it was."
+    try:
+        chosen = variants.split(',') if variants else None
+        runs = ablation_runs(preset, range(seeds), chosen, results)
+        missing = [name for name in runs if not is_finished(results / name / 'evaluate')]
+        typer.echo(f'{len(runs)} runs, {len(runs) - len(missing)} finished; {load_config(preset).steps} steps each, of which a variant makes the last quarter')
+        ablation(preset, range(seeds), chosen, results)
     except (OSError, ValueError, RuntimeError) as error:
         typer.echo(f'unsamflow: {error}', err=True)
         raise typer.Exit(1) from None
