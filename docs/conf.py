@@ -1,12 +1,18 @@
 "Sphinx configuration; `make docs` (docs/website.py) prepares the sources and calls Sphinx with it."
 import ast
+import builtins
+import importlib
 import inspect
 import io
+import pkgutil
 import re
 import tokenize
 from functools import cache
 
 from fastcore.docments import docments
+from sphinx.addnodes import pending_xref
+
+import unsamflow
 
 project = 'unsamflow'
 copyright = 'the unsamflow developers, Apache-2.0'
@@ -89,12 +95,16 @@ def process_docstring(app, what, name, found, options, lines):
 @cache
 def modules() -> tuple:
     "The library's modules."
-    import importlib
-    import pkgutil
-
-    import unsamflow
     return tuple(importlib.import_module(f'unsamflow.{m.name}') for m in pkgutil.iter_modules(unsamflow.__path__) if not m.name.startswith('_'))
+
+
+def keep_builtins(app, doctree):
+    "A parameter of type `bytes` is not a link to some class's attribute of that name."
+    for node in doctree.findall(pending_xref):
+        if hasattr(builtins, node.get('reftarget') or ''):
+            node['refspecific'] = False
 
 
 def setup(app):
     app.connect('autodoc-process-docstring', process_docstring)
+    app.connect('doctree-read', keep_builtins)
