@@ -104,7 +104,7 @@ class Log:
         if self.path is None or not last and elapsed - self.last < 1:
             return
         self.last = elapsed
-        line = {'done': done, 'made': total.made, 'failed': len(total.failed), 'seconds': round(elapsed, 2), 'per_second': round(done / elapsed, 2), 'memory_mb': round(total.memory, 1)}
+        line = {'done': done, 'made': total.made, 'failed': len(total.failed), 'seconds': round(elapsed, 2), 'cpu_seconds': round(time.process_time(), 2), 'per_second': round(done / elapsed, 2), 'memory_mb': round(total.memory, 1)}
         with open(self.path, 'a') as file:
             file.write(json.dumps(line) + '\n')
 
