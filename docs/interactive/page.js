@@ -4,7 +4,7 @@
 
 const DEFAULTS = {
   scene: '', weights: '', compare: 'wipe', at: '50', layer: 'none', strength: '75', arrows: '', x: '', y: '',
-  show: 'frame', segment: '', pasted: 'frame', before: '50', channel: '0', pooled: '50',
+  show: 'frame', segment: '', pasted: 'frame', before: '25', channel: '0', pooled: '50',
 };
 const OCCLUSION = {
   both: [[0, 114, 178], 'occluded, and found'],
@@ -28,7 +28,7 @@ const number = value => value.toLocaleString('en');
 const px = (value, digits = 2) => value === null || value === undefined ? 'none' : value.toFixed(digits).replace('-', '\u2212');
 const percent = (part, whole) => `${Math.round(100 * part / whole)}%`;
 
-let data, W, H, N, scene, hovered = null, flickered = false;
+let data, W, H, N, scene, section = '', hovered = null, hoveredFeature = null, flickered = false;
 const state = {...DEFAULTS};
 const decoded = new Map();
 
@@ -65,7 +65,7 @@ async function decode(raw) {
   const pasted = {...raw.pasted, images: await Promise.all(raw.pasted.images.map(picture)), objects: await unpack(raw.pasted.objects), estimates: await each(raw.pasted.estimates, async e => ({...e, flow: await unpack(e.flow)}))};
   const features = {...raw.features, values: await unpack(raw.features.values), labels: await unpack(raw.features.labels)};
   const lengths = Float32Array.from({length: N}, (_, i) => Math.hypot(flow[i], flow[N + i])).sort();
-  return {...raw, images: await Promise.all(raw.images.map(picture)), labels, flow, occluded: await unpack(raw.occluded), estimates, pasted, features, edges: borders(labels, W, H), longest: Math.max(1, Math.ceil(lengths[Math.floor(0.99 * N)])), maps: new Map()};
+  return {...raw, images: await Promise.all(raw.images.map(picture)), labels, flow, occluded: await unpack(raw.occluded), estimates, pasted, features, edges: borders(labels, W, H), longest: Math.max(1, Math.ceil(lengths[N - 1])), maps: new Map()};
 }
 
 const project = (m, x, y) => {
@@ -87,16 +87,29 @@ function refine(flow, labels, segments) {  // accepted segments follow their hom
 
 const distance = (a, b) => Float32Array.from({length: N}, (_, i) => Math.hypot(a[i] - b[i], a[N + i] - b[N + i]));
 
-function borders(labels, width, height) {  // label -> [x0, y0, x1, y1, ...]: the sides of pixels at which the label changes
-  const edges = new Map();
-  const add = (label, ...side) => { if (!edges.has(label)) edges.set(label, []); edges.get(label).push(...side); };
-  for (let y = 0; y <= height; y++) for (let x = 0; x <= width; x++) {
-    const at = (column, row) => column < 0 || row < 0 || column >= width || row >= height ? -1 : labels[row * width + column];
-    const here = at(x, y), left = at(x - 1, y), above = at(x, y - 1);
-    if (here !== left) for (const label of [here, left]) add(label, x, y, x, y + 1);
-    if (here !== above) for (const label of [here, above]) add(label, x, y, x + 1, y);
+function borders(labels, width, height) {  // label -> closed polylines [x, y, x, y, ...] along the sides of its pixels
+  const next = new Map(), at = (x, y) => x < 0 || y < 0 || x >= width || y >= height ? -1 : labels[y * width + x];
+  for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) {
+    const label = at(x, y), corners = [[x, y], [x + 1, y], [x + 1, y + 1], [x, y + 1]];
+    if (!next.has(label)) next.set(label, new Map());
+    [[x, y - 1], [x + 1, y], [x, y + 1], [x - 1, y]].forEach((neighbour, side) => {
+      if (at(...neighbour) === label) return;
+      const [a, b] = [corners[side], corners[(side + 1) % 4]].map(([cx, cy]) => cy * (width + 1) + cx), ends = next.get(label);
+      ends.set(a, [...ends.get(a) ?? [], b]);
+    });
   }
-  return edges;
+  return new Map([...next].map(([label, ends]) => [label, loops(ends, width + 1)]));
+}
+
+function loops(ends, columns) {  // directed sides, joined from end to start
+  const found = [];
+  for (const start of ends.keys()) while (ends.get(start).length) {
+    const points = [];
+    let corner = start;
+    do { points.push(corner % columns, Math.floor(corner / columns)); corner = ends.get(corner).pop(); } while (corner !== start);
+    found.push([...points, points[0], points[1]]);
+  }
+  return found;
 }
 
 // ---------------------------------------------------------------- colours
@@ -173,31 +186,34 @@ function wipe(context, share, unit, left, right) {  // `left` up to a share of t
     paint();
     context.restore();
   }
-  if (x > 0 && x < W) for (const [colour, width] of [['rgba(0,0,0,.6)', 4], ['#fff', 2]]) line(context, [x, 0, x, H], colour, width * unit);
+  if (x > 0 && x < W) outlined(context, [[x, 0, x, H]], unit, 2);
 }
 
-function line(context, sides, colour, width, dash = []) {
+function line(context, paths, colour, width, dash = []) {  // polylines [x, y, x, y, ...]
   context.beginPath();
-  for (let i = 0; i < sides.length; i += 4) { context.moveTo(sides[i], sides[i + 1]); context.lineTo(sides[i + 2], sides[i + 3]); }
-  Object.assign(context, {strokeStyle: colour, lineWidth: width, lineCap: dash.length ? 'butt' : 'round'});
+  for (const path of paths) for (let i = 0; i < path.length; i += 2) context[i ? 'lineTo' : 'moveTo'](path[i], path[i + 1]);
+  Object.assign(context, {strokeStyle: colour, lineWidth: width, lineJoin: 'round', lineCap: dash.length ? 'butt' : 'round'});
   context.setLineDash(dash);
   context.stroke();
   context.setLineDash([]);
 }
 
-function arrows(context, flow, unit) {
-  for (const [colour, width] of [['rgba(0,0,0,.75)', 3.2], ['#fff', 1.4]]) for (let y = 6; y < H; y += 12) for (let x = 6; x < W; x += 12) {
-    const i = y * W + x, u = flow[i], v = flow[N + i], length = Math.hypot(u, v), tip = [x + .5 + u, y + .5 + v], head = Math.min(3, length / 2);
-    const side = turn => [...tip, tip[0] - head * Math.cos(Math.atan2(v, u) + turn), tip[1] - head * Math.sin(Math.atan2(v, u) + turn)];
-    if (length < .5) continue;
-    line(context, [x + .5, y + .5, ...tip, ...side(.5), ...side(-.5)], colour, width * unit);
-  }
+function outlined(context, paths, unit, width = 1.6) {  // white on black: to be seen on any ground
+  line(context, paths, 'rgba(0,0,0,.75)', (width + 2) * unit);
+  line(context, paths, '#fff', width * unit);
 }
 
-function cross(context, x, y, unit) {
-  const sides = [x - 4, y + .5, x + 5, y + .5, x + .5, y - 4, x + .5, y + 5];
-  for (const [colour, width] of [['#000', 3.5], ['#fff', 1.5]]) line(context, sides, colour, width * unit);
+function arrows(context, flow, unit) {
+  const paths = [];
+  for (let y = 6; y < H; y += 12) for (let x = 6; x < W; x += 12) {
+    const i = y * W + x, u = flow[i], v = flow[N + i], length = Math.hypot(u, v), tip = [x + .5 + u, y + .5 + v], head = Math.min(3, length / 2);
+    const side = turn => [...tip, tip[0] - head * Math.cos(Math.atan2(v, u) + turn), tip[1] - head * Math.sin(Math.atan2(v, u) + turn)];
+    if (length > .5) paths.push([x + .5, y + .5, ...tip], side(.5), side(-.5));
+  }
+  outlined(context, paths, unit);
 }
+
+const cross = (context, x, y, unit) => outlined(context, [[x - 4, y + .5, x + 5, y + .5], [x + .5, y - 4, x + .5, y + 5]], unit);
 
 function drawFrames(context, unit) {
   const share = +state.at, layer = state.layer, [first, second] = scene.images;
@@ -224,13 +240,15 @@ const chosen = () => hovered ?? (state.segment === '' ? null : +state.segment);
 const segmentOf = label => network().segments.find(s => s.label === label);
 
 function moved(segment) {  // the segment's border in frame 2, where its homography puts it
-  const sides = scene.edges.get(segment.label), there = [];
-  for (let i = 0; i < sides.length; i += 2) {
-    const [x, y, depth] = project(segment.matrix, sides[i] - .5, sides[i + 1] - .5);
-    if (depth < .05) return [];
-    there.push(x + .5, y + .5);
-  }
-  return there;
+  const {matrix, label} = segment;
+  return scene.edges.get(label).map(path => {
+    const there = [];
+    for (let i = 0; i < path.length; i += 2) {
+      const [x, y, depth] = project(matrix, path[i] - .5, path[i + 1] - .5);
+      if (depth > .05) there.push(x + .5, y + .5);
+    }
+    return there;
+  });
 }
 
 function drawSegments(context, unit) {
@@ -239,13 +257,13 @@ function drawSegments(context, unit) {
   if (picture === 'refined' && selected) drawInside(context, label);
   else if (MAPS[picture]) place(context, MAPS[picture](), false);
   if (selected && !second) dim(context, label);
-  if (!second) for (const [other, sides] of scene.edges) if (other > 0) line(context, sides, 'rgba(255,255,255,.35)', unit);
+  if (!second) for (const [other, paths] of scene.edges) if (other > 0) line(context, paths, 'rgba(255,255,255,.4)', unit);
   for (const segment of network().segments) {
     if (!segment.rank && segment.label !== label || second && !segment.matrix) continue;
-    const sides = second ? moved(segment) : scene.edges.get(segment.label), strong = segment.label === label;
+    const paths = second ? moved(segment) : scene.edges.get(segment.label), strong = segment.label === label;
     const colour = {accepted: '#2fe3a5', rejected: '#ff8c33'}[segment.verdict] || '#fff';
-    line(context, sides, 'rgba(0,0,0,.7)', (strong ? 6 : 3.5) * unit);
-    line(context, sides, colour, (strong ? 3.5 : 1.8) * unit, segment.verdict === 'rejected' ? [4 * unit, 3 * unit] : []);
+    line(context, paths, 'rgba(0,0,0,.7)', (strong ? 6 : 4) * unit);
+    line(context, paths, colour, (strong ? 3.5 : 2) * unit, segment.verdict === 'rejected' ? [7 * unit, 5 * unit] : []);
   }
   for (const segment of network().segments) if (segment.rank && (!selected || segment === selected) && !second) badge(context, segment, unit);
 }
@@ -284,6 +302,14 @@ const targetFlow = () => {  // the flow found before, with the objects' motion p
   return flow;
 };
 
+function objectBorders() {  // in frame 2 displaced by the objects' motions
+  if (!scene.pasted.edges) scene.pasted.edges = borders(scene.pasted.objects, W, H);
+  return [...scene.pasted.edges].filter(([object]) => object).flatMap(([object, paths]) => {
+    const motion = state.pasted === 'frame2' ? scene.pasted.motions[object - 1] : [0, 0];
+    return paths.map(path => path.map((value, axis) => value + motion[axis % 2]));
+  });
+}
+
 function drawPasted(context, unit) {
   const found = scene.pasted.estimates[state.weights].flow, name = state.weights;
   const views = {
@@ -301,7 +327,8 @@ function drawPasted(context, unit) {
     if (under) place(context, under);
     place(context, image, image instanceof Image);
   };
-  wipe(context, +state.before, unit, paint(pair[0]), paint(pair[1], state.pasted === 'miss' ? scene.pasted.images[0] : null));
+  const after = paint(pair[1], state.pasted === 'miss' ? scene.pasted.images[0] : null);
+  wipe(context, +state.before, unit, paint(pair[0]), () => { after(); outlined(context, objectBorders(), unit, 1); });
 }
 
 function pooledValues() {  // of the chosen channel: value of each pixel, maximum of its segment
@@ -316,14 +343,10 @@ function drawFeature(context, unit) {
   const map = (key, values) => paintMap(`${key} ${channel}`, i => shade(values[i] / 255), width, height);
   wipe(context, +state.pooled, unit, () => place(context, map('own', own), false), () => place(context, map('pooled', pooled), false));
   if (hoveredFeature === null) return;
-  context.save();
-  context.scale(W / width, H / height);
   if (!scene.coarse) scene.coarse = borders(scene.features.labels, width, height);
-  line(context, scene.coarse.get(scene.features.labels[hoveredFeature]), '#000', 4 * unit * width / W);
-  line(context, scene.coarse.get(scene.features.labels[hoveredFeature]), '#fff', 2 * unit * width / W);
-  context.restore();
+  const paths = scene.coarse.get(scene.features.labels[hoveredFeature]).map(path => path.map((value, axis) => value * (axis % 2 ? H / height : W / width)));
+  outlined(context, paths, unit, 2);
 }
-let hoveredFeature = null;
 
 // ---------------------------------------------------------------- words
 
@@ -361,8 +384,8 @@ function tellErrors() {
   const own = network();
   find('#errors').textContent = `Mean endpoint error of ${state.weights} in this scene: ${px(own.means.all[0])} px; ${px(own.means.visible[0])} where visible, ${px(own.means.occluded[0])} where occluded.`;
   const typical = data.average[state.weights];
-  find('#typical').textContent = `The scenes on this page were chosen because something is to be seen in them. Over ${typical.scenes} held-out scenes ${state.weights} has ${number(typical.regions)} such segments, of which ${number(typical.accepted)} were accepted; `
-    + `refining took their mean error from ${px(typical.accepted_error[0])} to ${px(typical.accepted_error[1])} px, and in their occluded pixels from ${px(typical.accepted_error_occluded[0])} to ${px(typical.accepted_error_occluded[1])} px.`;
+  find('#typical').textContent = `The scenes on this page were chosen because something is to be seen in them. Over ${typical.scenes} held-out scenes ${state.weights} has ${number(typical.regions)} such segments, of which ${number(typical.accepted)} were accepted${typical.accepted ? '' : '.'}`
+    + (!typical.accepted ? '' : `; refining took their mean error from ${px(typical.accepted_error[0])} to ${px(typical.accepted_error[1])} px, and in their occluded pixels from ${px(typical.accepted_error_occluded[0])} to ${px(typical.accepted_error_occluded[1])} px.`);
 }
 
 function why(segment) {
@@ -375,7 +398,8 @@ function why(segment) {
 function tellVerdict() {
   const label = chosen(), box = find('#verdict');
   if (label === null) {
-    box.innerHTML = '<h3>No segment chosen</h3><p>Point at a segment, or tap it. A solid green outline means that its homography was accepted, a dashed orange one that it was rejected.</p>';
+    box.innerHTML = '<h3>No segment chosen</h3><p>Point at a segment, or tap it. A solid green outline means that its homography was accepted, a dashed orange one that it was rejected.</p>'
+      + '<p>A homography is accepted if at least 20% of the segment\'s pixels, and four, are reliable; at least 50% of these are inliers; it has no horizon in or near the segment; it makes the segment grow at most twofold; and its inliers do not lie on a line.</p>';
     return;
   }
   const s = segmentOf(label), title = s.label ? `Segment ${s.label}: ` : '';
@@ -385,17 +409,21 @@ function tellVerdict() {
     const bar = (part, whole, least) => `<div class="share" aria-hidden="true"><i style="width:${100 * part / Math.max(whole, 1)}%"></i><b style="left:${least}%"></b></div>`;
     html += `<div>${number(s.pixels)} pixels, ${number(s.occluded)} occluded; reliable: ${number(s.reliable)}, ${percent(s.reliable, s.pixels)} (at least 20%)</div>${bar(s.reliable, s.pixels, 20)}`;
     html += `<div>inliers, within ${data.settings.threshold} px: ${number(s.inliers)}, ${percent(s.inliers, Math.max(s.reliable, 1))} of the reliable (at least 50%)</div>${bar(s.inliers, s.reliable, 50)}`;
-    html += `<div>mean |refined \u2212 current|: ${px(s.change)} px</div>`;
+    html += `<div>mean |refined \u2212 current|: ${s.verdict === 'accepted' ? `${px(s.change)} px` : '0, since its flow stays as it is'}</div>`;
     const arrow = pair => pair[0] === null ? 'it has none' : s.verdict === 'accepted' ? `${px(pair[0])} \u2192 ${px(pair[1])} px` : `${px(pair[0])} px`;
     html += `<div>mean error: ${arrow(s.error)}; where truly occluded: ${arrow(s.error_occluded)}</div>`;
+    if (typeof s.otherwise === 'number') html += `<div>Had its flow followed the homography all the same, the error would be ${s.otherwise > 100 ? 'over 100' : px(s.otherwise)} px.</div>`;
   }
   box.innerHTML = html;
 }
 
+let listed = '';
 function tellRegions() {
+  if (listed === `${state.scene} ${state.weights}`) return;  // a table that is made anew would lose the focus
+  listed = `${state.scene} ${state.weights}`;
   const rows = network().segments.filter(s => s.rank).sort((a, b) => a.rank - b.rank).map(s => {
     const error = s.verdict === 'accepted' ? `${px(s.error[0])} \u2192 ${px(s.error[1])}` : px(s.error[0]);
-    return `<tr><td><label><input type="radio" name="segment" value="${s.label}"${state.segment === String(s.label) ? ' checked' : ''}> ${s.label}</label></td><td>${number(s.occluded)} of ${number(s.pixels)}</td><td class="${s.verdict}">${s.verdict}</td><td>${error}</td></tr>`;
+    return `<tr><td><label><input type="radio" name="segment" value="${s.label}"> ${s.label}</label></td><td>${number(s.occluded)} of ${number(s.pixels)}</td><td class="${s.verdict}">${s.verdict}</td><td>${error}</td></tr>`;
   });
   find('#regions tbody').innerHTML = rows.join('') || '<tr><td colspan="4">no segment has occluded pixels</td></tr>';
 }
@@ -437,11 +465,11 @@ function tellOrigins() {
 // ---------------------------------------------------------------- state
 
 function readHash() {
-  const [section, ...rest] = decodeURIComponent(location.hash.slice(1)).split('&');
-  const pairs = (section.includes('=') ? [section, ...rest] : rest).map(part => part.split('='));
+  const [first, ...rest] = decodeURIComponent(location.hash.slice(1)).split('&');
+  section = document.getElementById(first)?.tagName === 'SECTION' ? first : '';
+  const pairs = [first, ...rest].map(part => part.split('='));
   Object.assign(state, {...DEFAULTS, scene: String(data.scenes[0].number), weights: Object.keys(data.weights)[0]});
   for (const [key, value] of pairs) if (key in DEFAULTS && isKnown(key, value)) state[key] = value;
-  return section;
 }
 
 function isKnown(key, value) {  // what an address asks for must be there
@@ -457,7 +485,7 @@ function isKnown(key, value) {  // what an address asks for must be there
 function writeHash() {
   const first = {scene: String(data.scenes[0].number), weights: Object.keys(data.weights)[0]};
   const parts = Object.entries(state).filter(([k, v]) => v !== (first[k] ?? DEFAULTS[k])).map(([k, v]) => `${k}=${encodeURIComponent(v)}`);
-  try { history.replaceState(null, '', parts.length ? `#&${parts.join('&')}` : '#'); } catch { /* some browsers refuse this for local files */ }
+  try { history.replaceState(null, '', `#${[section, ...parts].join('&')}`); } catch { /* some browsers refuse this for local files */ }
 }
 
 function setControls() {
@@ -565,9 +593,10 @@ function listen() {
     const control = event.target;
     if (!(control.name in DEFAULTS)) return;
     hovered = null;
+    section = control.closest('section')?.id ?? section;
     choose({[control.name]: control.type === 'checkbox' ? (control.checked ? '1' : '') : control.value});
   });
-  addEventListener('hashchange', () => { const section = readHash(); choose({}).then(() => document.getElementById(section)?.scrollIntoView()); });
+  addEventListener('hashchange', () => { readHash(); choose({}).then(() => document.getElementById(section)?.scrollIntoView()); });
   setInterval(() => {  // 1.5 changes a second: slow enough for everyone
     if (state.compare !== 'flicker' || document.hidden) return;
     flickered = !flickered;
@@ -601,7 +630,7 @@ async function start() {
   ({width: W, height: H} = data.settings);
   N = W * H;
   build();
-  const section = readHash();
+  readHash();
   await choose({});
   listenToFrames(stage('frames', drawFrames));
   listenToSegments(stage('hg', drawSegments));
