@@ -11,7 +11,7 @@ WEIGHTS ?= {$(foreach name,$(basename $(notdir $(wildcard data/weights/*.safeten
 READY := .venv/.ready
 # threads that wait should sleep: spinning ones stall each other as soon as the machine does anything else
 export OMP_WAIT_POLICY ?= PASSIVE
-.PHONY: help setup demo train evaluate evaluate-real working-size tables figures timing test check export lock clean
+.PHONY: help setup demo train evaluate evaluate-real working-size tables figures timing test check export docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -56,6 +56,9 @@ test: $(READY) ## run every notebook and every test
 
 check: $(READY) ## fail when the library, the stored notebooks or the README differ from the notebooks
 	@$(BIN)/python docs/check.py
+
+docs: $(READY) ## build the site from the stored notebooks and results: docs/_build/html/index.html
+	@$(BIN)/python docs/website.py
 
 export: $(READY) ## library, clean notebooks and README from the notebooks
 	@$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(BIN)/python docs/pages.py readme

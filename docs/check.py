@@ -14,7 +14,7 @@ def differences() -> list[str]:
     "Exports and cleans a copy of the tree and compares."
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / 'copy'
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns('.git', '.venv', 'results', 'cache', 'masks', 'datasets', '_docs', '*.egg-info', '__pycache__'))
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns('.git', '.venv', 'results', 'cache', 'masks', 'datasets', '_docs', '_build', '*.egg-info', '__pycache__'))
         for command in ('nbdev-export', 'nbdev-clean'):
             subprocess.run([BIN / command], cwd=copy, check=True)
         paths = [p.relative_to(copy) for pattern in ('unsamflow/*.py', 'nbs/**/*.ipynb') for p in copy.glob(pattern)]

@@ -102,7 +102,7 @@ def keep_builtins(app, doctree):
     "A parameter of type `bytes` is not a link to some class's attribute of that name."
     for node in doctree.findall(pending_xref):
         if hasattr(builtins, node.get('reftarget') or ''):
-            node['refspecific'] = False
+            node.attributes.pop('refspecific', None)
 
 
 def setup(app):

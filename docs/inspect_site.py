@@ -1,4 +1,4 @@
-"""Looks over the built site: `python docs/inspect_site.py [html folder] [--browser] [--pictures FOLDER]`.
+"""Looks over the built site: `python docs/inspect_site.py [html folder] [--browser] [--pictures FOLDER] [--only TEXT]`.
 
 From the files: broken links and anchors, missing pictures, anything fetched from the network, formulas left as source. With --browser, in
 headless Chromium at desktop and phone width: pages wider than the window, pictures and formulas that were not drawn, errors on the console.
@@ -17,7 +17,6 @@ from bs4 import BeautifulSoup
 HTML = Path(__file__).parent / '_build/html'
 WIDTHS = {'desktop': (1280, 900), 'phone': (390, 844)}
 SOURCE = re.compile(r'\$\$|\\\(|\\\[|\\(frac|mathbf|sum|begin)\b|\$[^$\n]*[\\^_{][^$\n]*\$')  # TeX that nothing has drawn
-GENERATED = ('search.html', 'genindex.html', 'py-modindex.html')
 MEASURE = """() => ({
     wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     outside: [...document.querySelectorAll('article *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('pre, .table-wrapper, .output, .math, mjx-container, svg, mjx-assistive-mml'))
@@ -75,36 +74,47 @@ def check_files(html: Path) -> list[str]:
     return [f'{page.relative_to(html)}: {problem}' for page in pages(html) for check in (broken_links, formulas_left) for problem in check(page)]
 
 
-def look(tab, page: Path) -> Iterator[str]:
-    "What is wrong with a page as it is drawn."
-    tab.goto(page.as_uri())
-    tab.wait_for_function('!window.MathJax || !MathJax.startup || MathJax.startup.promise.then(() => true)')
+def look(tab) -> Iterator[str]:
+    "What is wrong with the page as it is drawn now."
     found = tab.evaluate(MEASURE)
-    if found['wide'] > 0:
-        yield f"{found['wide']} px wider than the window: {found['outside']}"
+    if found['wide'] > 0 or found['outside']:
+        yield f"wider than the window by {found['wide']} px: {found['outside']}"
     for kind in ('pictures', 'formulas', 'errors'):
         yield from (f'{kind}: {what}' for what in found[kind])
 
 
-def browse(html: Path, pictures: Path | None = None, schemes=('light', 'dark')) -> list[str]:
-    "Every page in headless Chromium, at every width and in both colour schemes. Raises FileNotFoundError without a browser."
+def visit(tab, page: Path, name: str, pictures: Path | None) -> Iterator[str]:
+    "Opens a page and looks at it at every width; with a folder, takes its picture in both colour schemes."
+    tab.goto(page.as_uri())
+    tab.evaluate('() => window.MathJax?.startup?.promise.then(() => 0)')  # until every formula is drawn
+    for width in WIDTHS:
+        tab.set_viewport_size(dict(zip(('width', 'height'), WIDTHS[width])))
+        yield from (f'{name} ({width}): {problem}' for problem in look(tab))
+        for scheme in ('light', 'dark') if pictures else ():
+            tab.emulate_media(color_scheme=scheme)
+            tab.screenshot(path=pictures / f'{name.removesuffix(".html").replace("/", "-")}-{width}-{scheme}.png', full_page=True)
+
+
+def find_browser() -> str:
+    "The browser's program. Raises FileNotFoundError."
+    for name in ('chromium', 'chromium-browser', 'google-chrome'):
+        if program := shutil.which(name):
+            return program
+    raise FileNotFoundError('no Chromium found (on Debian: apt-get install chromium)')
+
+
+def browse(html: Path, pictures: Path | None = None, only: str = '') -> list[str]:
+    "All pages whose name contains `only`, in headless Chromium. Raises FileNotFoundError without a browser, ImportError without playwright."
     from playwright.sync_api import sync_playwright
-    program = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-    if program is None:
-        raise FileNotFoundError('no Chromium found (Debian: apt-get install chromium)')
-    problems = []
+    program, problems = find_browser(), []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=['--no-sandbox', '--allow-file-access-from-files'])
-        for name, (width, height) in WIDTHS.items():
-            for scheme in schemes:
-                tab = browser.new_page(viewport={'width': width, 'height': height}, color_scheme=scheme)
-                for page in pages(html):
-                    where = f'{page.relative_to(html)} ({name}, {scheme})'
-                    problems += [f'{where}: {problem}' for problem in look(tab, page)]
-                    if pictures:
-                        target = pictures / f'{page.relative_to(html).with_suffix("").as_posix().replace("/", "-")}-{name}-{scheme}.png'
-                        tab.screenshot(path=target, full_page=True)
-                tab.close()
+        browser = playwright.chromium.launch(executable_path=program, args=['--no-sandbox'])
+        tab = browser.new_page()
+        tab.on('pageerror', lambda error: problems.append(f'{tab.url}: {error}'))
+        tab.on('requestfailed', lambda request: problems.append(f'{tab.url}: not loaded: {request.url}'))
+        for page in pages(html):
+            if only in (name := page.relative_to(html).as_posix()):
+                problems += visit(tab, page, name, pictures)
         browser.close()
     return problems
 
@@ -115,9 +125,10 @@ def main() -> None:
     parser.add_argument('html', type=Path, nargs='?', default=HTML)
     parser.add_argument('--browser', action='store_true')
     parser.add_argument('--pictures', type=Path, help='folder for a picture of each page')
+    parser.add_argument('--only', default='', help='pages whose name contains this')
     asked = parser.parse_args()
     html = asked.html.resolve()
-    problems = check_files(html) + (browse(html, asked.pictures) if asked.browser or asked.pictures else [])
+    problems = check_files(html) + (browse(html, asked.pictures, asked.only) if asked.browser or asked.pictures else [])
     sys.exit('\n'.join(problems) if problems else print(f'{len(pages(html))} pages, nothing found'))
 
 

@@ -216,5 +216,5 @@ def build(folder: Path = BUILD) -> int:
 
 
 if __name__ == '__main__':
-    code = build(Path(sys.argv[1]).absolute() if len(sys.argv) > 1 else BUILD)
-    sys.exit(code or print(f'open {BUILD / "html/index.html"}'))
+    target = Path(sys.argv[1]).absolute() if len(sys.argv) > 1 else BUILD
+    sys.exit(build(target) or print(f'{target / "html/index.html"}'))
