@@ -1,14 +1,20 @@
 "Inference: files in, files out, through the command line; and what it says of bad ones."
+import re
+import zipfile
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from miniature import kitti, sintel
+from torchvision import datasets as reference
 from typer.testing import CliRunner
 
+from unsamflow.evaluation import SINTEL_TEST, write_submission
 from unsamflow.experiments import app
 from unsamflow.files import write_image
 from unsamflow.flow import read_flow
-from unsamflow.inference import load_model, predict, working_size
+from unsamflow.inference import ENLARGE, LONGEST, as_method, load_model, predict, working_size
 from unsamflow.network import UnSAMFlow
 from unsamflow.training import save_weights
 
@@ -81,7 +87,23 @@ def test_any_size(size):
 
 def test_working_size_is_a_multiple_of_64_near_the_own():
     for size in ((436, 1024), (375, 1242), (30, 5000)):
-        assert all(side % 64 == 0 and abs(side - own) <= 64 for side, own in zip(working_size(size), size))
+        assert all(side % 64 == 0 and abs(side - own) <= 64 for side, own in zip(working_size(size, longest=0), size))
+
+
+@pytest.mark.parametrize('size', [(64, 64), (128, 192), (388, 584), (436, 1024), (375, 1242), (2160, 3840), (1920, 1080)])
+def test_the_measured_rule_enlarges_a_little_and_has_a_limit(size):
+    found = working_size(size)
+    assert all(side % 64 == 0 for side in found) and max(found) <= 64 * -(-LONGEST // 64)
+    assert max(found) - 32 <= ENLARGE * max(size)
+    ratio = (found[0] / found[1]) / (size[0] / size[1])
+    assert 0.75 < ratio < 4 / 3
+    assert max(working_size(size, longest=128)) <= 128
+
+
+def test_predict_follows_the_rule():
+    model, images = UnSAMFlow().eval(), torch.rand(2, 3, 100, 150)
+    assert np.array_equal(predict(model, *images), predict(model, *images, size=working_size((100, 150))))
+    assert np.array_equal(as_method(model, longest=64)(*images), predict(model, *images, size=(64, 64)))
 
 
 @pytest.mark.parametrize('arguments, words', [
@@ -139,3 +161,99 @@ def test_weights_in_half_precision(tmp_path):
     images = torch.rand(2, 3, 64, 64)
     assert np.allclose(predict(load_model(tmp_path / 'half.safetensors'), *images), predict(model, *images), atol=1e-2)
     assert (tmp_path / 'half.safetensors').stat().st_size < 5.1e6
+
+
+# Submissions
+
+def submit(*arguments):
+    return run(app, ['submit', *map(str, arguments)])
+
+
+@pytest.mark.parametrize('year, images, archived', [(2012, 'colored_0', '{}_10.png'), (2015, 'image_2', 'flow/{}_10.png')])
+def test_kitti_from_pictures_to_archive(tmp_path, weights, year, images, archived):
+    "OpenCV reads from the archive what the network predicts: three channels of 16 bits, blue = valid, red = u, green = v."
+    root, out = kitti(tmp_path / 'data', year, split='testing'), tmp_path / 'out'
+    done = submit(f'kitti{year}', '--data', root, '--partial', '-o', out, '--model', weights)
+    assert done.exit_code == 0 and done.stdout.strip() == f'wrote {out}.zip', done.output
+    archive, model = zipfile.ZipFile(f'{out}.zip'), load_model(weights)
+    assert sorted(archive.namelist()) == [archived.format(f'{i:06}') for i in (0, 1)]
+    for i in (0, 1):
+        codes = cv2.imdecode(np.frombuffer(archive.read(archived.format(f'{i:06}')), np.uint8), cv2.IMREAD_UNCHANGED)
+        expected = predict(model, *[root / f'testing/{images}/{i:06}_{k}.png' for k in (10, 11)])
+        assert codes.dtype == np.uint16 and codes.shape == (48, 80, 3) and (codes[..., 0] == 1).all()
+        assert np.abs((codes[..., :0:-1].astype(float) - 2**15) / 64 - expected.transpose(1, 2, 0)).max() <= 0.5 / 64 + 1e-4
+    assert submit('--check', out, f'kitti{year}', '--data', root, '--partial').exit_code == 0
+
+
+def test_sintel_from_pictures_to_folders(tmp_path, weights):
+    "torchvision reads the submission where its ground truth would lie; a scene's last frame has no flow."
+    root, out = sintel(tmp_path / 'data', ('wall', 'tiger'), split='test'), tmp_path / 'out'
+    done = submit('sintel', '--data', root, '--partial', '-o', out, '--model', weights, '--longest', 64)
+    assert done.exit_code == 0, done.output
+    names = [f'{part}/{scene}/frame{i:04}.flo' for part in ('clean', 'final') for scene in ('tiger', 'wall') for i in (1, 2)]
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob('*.flo')) == names == sorted(zipfile.ZipFile(f'{out}.zip').namelist())
+    (root / 'test').rename(tmp_path / 'training')
+    (tmp_path / 'Sintel').mkdir()
+    (tmp_path / 'training').rename(tmp_path / 'Sintel/training')
+    (out / 'clean').rename(tmp_path / 'Sintel/training/flow')
+    read = reference.Sintel(tmp_path, pass_name='clean')
+    model = as_method(load_model(weights), 64)
+    for first, second, flow in read:
+        expected = model(*[torch.from_numpy(np.array(x)).permute(2, 0, 1).float() / 255 for x in (first, second)])
+        assert np.allclose(flow, expected, atol=1e-4)
+    assert len(read) == 4
+
+
+def test_an_incomplete_test_set_is_said_before_anything_is_written(tmp_path, weights):
+    root = kitti(tmp_path / 'data', 2015, split='testing')
+    done = submit('kitti2015', '--data', root, '-o', tmp_path / 'out', '--model', weights)
+    assert done.exit_code == 1 and len(done.stderr.strip().splitlines()) == 1
+    assert 'expected 200 pairs, found 2; 396 files are missing' in done.stderr and 'data_scene_flow.zip' in done.stderr
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    "A machine without any test pictures."
+    monkeypatch.setenv('UNSAMFLOW_DATA', str(tmp_path / 'none'))
+    return tmp_path
+
+
+def full_size(kind, folder, count=2):
+    size = (436, 1024) if kind == 'sintel' else (375, 1242)
+    names = [f'clean/{SINTEL_TEST[0]}/frame_{i + 1:04}' if kind == 'sintel' else f'{i:06}' for i in range(count)]
+    write_submission(kind, folder, {name: np.zeros((2, *size), np.float32) for name in names})
+
+
+@pytest.mark.parametrize('kind, folder, said', [
+    ('sintel', 'mine', 'clean: expected 552 files in 12 scenes, found 2'),
+    ('kitti2015', 'kitti2015', 'missing files (198 of 200)'),
+    ('kitti2012', 'for-2012', 'missing files (193 of 195)'),
+])
+def test_check_tells_the_server_by_the_folder(elsewhere, kind, folder, said):
+    full_size(kind, elsewhere / folder)
+    done = submit('--check', elsewhere / folder)
+    assert done.exit_code == 1 and said in done.stdout, done.output
+    assert re.match(rf'.*: {kind}, by official names and sizes: \d+ problems', done.stdout)
+
+
+def test_check_of_a_complete_folder_goes_by_the_count(elsewhere):
+    full_size('kitti2015', elsewhere / 'mine', 1)
+    for i in range(1, 200):
+        (elsewhere / f'mine/flow/{i:06}_10.png').hardlink_to(elsewhere / 'mine/flow/000000_10.png')
+    done = submit('--check', elsewhere / 'mine')
+    assert done.exit_code == 0 and done.stdout.strip().endswith('mine: kitti2015, by official names and sizes: good'), done.output
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['--check', 'mine'], ['2 pictures', 'say which server']),
+    (['--check', 'nowhere', 'sintel'], ['nowhere: expected the folder of a submission, found none']),
+    ([], ['kitti2012', 'sintel', 'found neither']),
+    (['--check', 'mine', 'kitti2015', '--data', 'nowhere'], ['nowhere', 'data_scene_flow.zip']),
+])
+def test_bad_submissions_are_one_clear_line(elsewhere, monkeypatch, arguments, words):
+    monkeypatch.chdir(elsewhere)
+    full_size('kitti2012', elsewhere / 'mine')
+    done = submit(*arguments)
+    assert done.exit_code == 1 and done.stderr.startswith('unsamflow: ') and len(done.stderr.strip().splitlines()) == 1
+    assert all(word in done.stderr for word in words), done.stderr
