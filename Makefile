@@ -4,6 +4,9 @@ BIN := .venv/bin
 CHOSEN := $(PRESET)
 PRESET ?= $(if $(filter ablation tables table-%,$(MAKECMDGOALS)),ablation,demo)
 SEED ?= 0
+# of reproduce-kitti and reproduce-sintel: the row of Table 1, and options of `unsamflow reproduce`
+VARIANT ?= aug-hg-mf
+OPTIONS ?=
 SEEDS ?= 3
 RUN ?= evaluate
 # label: file or name of shipped weights, ...; all the shipped ones
@@ -11,7 +14,7 @@ WEIGHTS ?= {$(foreach name,$(basename $(notdir $(wildcard data/weights/*.safeten
 READY := .venv/.ready
 # threads that wait should sleep: spinning ones stall each other as soon as the machine does anything else
 export OMP_WAIT_POLICY ?= PASSIVE
-.PHONY: help setup demo train evaluate evaluate-real working-size tables figures timing test check export docs lock clean
+.PHONY: help setup demo train evaluate evaluate-real working-size tables figures timing test check export docs lock clean reproduce-kitti reproduce-sintel
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -41,6 +44,12 @@ working-size: $(READY) ## the shipped weights on the real pairs at many sizes, a
 
 table-%: $(READY) ## regenerate one table from the runs in results: table-1 to table-7, table-scenes
 	@$(BIN)/unsamflow run tables tables=[table-$*] preset=$(PRESET) --folder results/tables/table-$* --again
+
+reproduce-kitti: $(READY) ## the paper's KITTI run: archives, lists, masks, training, evaluation, submissions; prints its plan first. OPTIONS='--archives FOLDER --processes 8'
+	@$(BIN)/unsamflow reproduce kitti-$(VARIANT) --seed $(SEED) $(OPTIONS)
+
+reproduce-sintel: $(READY) ## the same for Sintel: both folds, and the model for the test set
+	@$(BIN)/unsamflow reproduce sintel-$(VARIANT) --seed $(SEED) $(OPTIONS)
 
 tables: $(READY) ## regenerate every table from the runs in results; with a PRESET, say demo, first what is missing of its ablation
 	@$(if $(CHOSEN),$(BIN)/unsamflow ablation $(PRESET) &&) $(BIN)/unsamflow run tables preset=$(PRESET) --folder results/tables$(if $(CHOSEN),-$(PRESET)) --again
