@@ -27,9 +27,9 @@ MEASURE = """() => ({
 })"""
 
 
-def pages(html: Path) -> list[Path]:
-    "All pages."
-    return sorted(p for p in html.rglob('*.html') if '_static' not in p.parts)
+def pages(html: Path, only: str = '') -> list[Path]:
+    "All pages whose name contains `only`."
+    return sorted(p for p in html.rglob('*.html') if '_static' not in p.parts and only in p.relative_to(html).as_posix())
 
 
 @cache
@@ -69,9 +69,9 @@ def formulas_left(page: Path) -> Iterator[str]:
             yield f'formula left as source: {text.strip()[:60]}'
 
 
-def check_files(html: Path) -> list[str]:
+def check_files(html: Path, only: str = '') -> list[str]:
     "Everything that can be said without a browser."
-    return [f'{page.relative_to(html)}: {problem}' for page in pages(html) for check in (broken_links, formulas_left) for problem in check(page)]
+    return [f'{page.relative_to(html)}: {problem}' for page in pages(html, only) for check in (broken_links, formulas_left) for problem in check(page)]
 
 
 def look(tab) -> Iterator[str]:
@@ -104,7 +104,7 @@ def find_browser() -> str:
 
 
 def browse(html: Path, pictures: Path | None = None, only: str = '') -> list[str]:
-    "All pages whose name contains `only`, in headless Chromium. Raises FileNotFoundError without a browser, ImportError without playwright."
+    "The pages in headless Chromium. Raises FileNotFoundError without a browser, ImportError without playwright."
     from playwright.sync_api import sync_playwright
     program, problems = find_browser(), []
     with sync_playwright() as playwright:
@@ -112,9 +112,8 @@ def browse(html: Path, pictures: Path | None = None, only: str = '') -> list[str
         tab = browser.new_page()
         tab.on('pageerror', lambda error: problems.append(f'{tab.url}: {error}'))
         tab.on('requestfailed', lambda request: problems.append(f'{tab.url}: not loaded: {request.url}'))
-        for page in pages(html):
-            if only in (name := page.relative_to(html).as_posix()):
-                problems += visit(tab, page, name, pictures)
+        for page in pages(html, only):
+            problems += visit(tab, page, page.relative_to(html).as_posix(), pictures)
         browser.close()
     return problems
 
@@ -128,8 +127,8 @@ def main() -> None:
     parser.add_argument('--only', default='', help='pages whose name contains this')
     asked = parser.parse_args()
     html = asked.html.resolve()
-    problems = check_files(html) + (browse(html, asked.pictures, asked.only) if asked.browser or asked.pictures else [])
-    sys.exit('\n'.join(problems) if problems else print(f'{len(pages(html))} pages, nothing found'))
+    problems = check_files(html, asked.only) + (browse(html, asked.pictures, asked.only) if asked.browser or asked.pictures else [])
+    sys.exit('\n'.join(problems) if problems else print(f'{len(pages(html, asked.only))} pages, nothing found'))
 
 
 if __name__ == '__main__':

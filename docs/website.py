@@ -16,7 +16,7 @@ from sphinx.cmd.build import build_main
 
 BUILD = ROOT / 'docs/_build'
 PICTURES = ('.png', '.jpg', '.svg')
-FILES = (*PICTURES, '.json', '.jsonl', '.csv', '.yaml')  # of a run, offered for download
+FILES = (*PICTURES, '.pdf', '.json', '.jsonl', '.csv', '.yaml')  # of a run, offered for download
 WRITTEN = ('docs/paper.md', 'docs/decisions.md', 'docs/cluster.md', 'data/weights/README.md', 'data/paper/README.md')  # pages as they are
 EXPORT = re.compile(r'^#\s*\|\s*export', re.MULTILINE)
 
@@ -126,12 +126,24 @@ def stage_templates(source: Path) -> None:
         write_page(page, source / path.relative_to(ROOT))
 
 
+def downloads(folder: Path) -> str:
+    "A folder's files, to be fetched from its page."
+    return ', '.join(f'{{download}}`{p.name} <{p.name}>`' for p in sorted(folder.iterdir()) if p.suffix in FILES)
+
+
+def copy_files(folder: Path, target: Path) -> None:
+    "Puts a folder's files beside its page."
+    for path in folder.iterdir():
+        if path.suffix in FILES:
+            shutil.copy(path, target)
+
+
 def record(folder: Path) -> str:
     "What was asked, where it ran and what it left, as markdown."
     asked, where = load(folder / 'params.json'), load(folder / 'environment.json')
     rows = {'template': f"`{asked.pop('template', '')}`", 'commit': where.get('commit', '')[:7] + (' with uncommitted changes' if where.get('uncommitted_changes') else '')}
     rows |= {'device': where.get('device', ''), 'Python, torch': f"{where.get('python', '')}, {where.get('torch', '')}"}
-    rows |= {'files': ', '.join(f'{{download}}`{p.name} <{p.name}>`' for p in sorted(folder.iterdir()) if p.suffix in FILES)}
+    rows |= {'files': downloads(folder)}
     lines = ['| this run | |', '| --- | --- |', *(f'| {k} | {v} |' for k, v in rows.items())]
     return '\n'.join(lines) + f'\n\nParameters:\n\n```yaml\n{yaml.safe_dump(asked, sort_keys=False, width=90)}```'
 
@@ -143,25 +155,24 @@ def stage_runs(source: Path) -> None:
         page.cells[0].source = re.sub(r'^# .*', lambda m: f'{m[0]}: {run_name(folder)}', page.cells[0].source)
         add_below_title(page, record(folder))
         write_page(page, target / 'notebook.ipynb')
-        for path in folder.iterdir():
-            if path.suffix in FILES:
-                shutil.copy(path, target)
+        copy_files(folder, target)
+
+
+def loose_results() -> list[Path]:
+    "Folders of tables and figures that no run has left (a run has parameters; an unfinished one has no page)."
+    folders = {p.parent for p in (ROOT / 'results').rglob('*') if p.suffix in (*PICTURES, '.md')}
+    return sorted(f for f in folders - {ROOT / 'results'} if not (f / 'params.json').is_file())
 
 
 def stage_loose_results(source: Path) -> list[str]:
-    "Pages for folders of tables and figures that no notebook of theirs shows; returns their names."
-    names, shown = [], {*runs(), ROOT / 'results'}
-    for folder in sorted({p.parent for p in (ROOT / 'results').rglob('*') if p.suffix in (*PICTURES, '.md')} - shown):
-        files = sorted(p for p in folder.iterdir() if p.suffix in (*FILES, '.md'))
+    "Their pages; returns the names."
+    for folder in loose_results():
+        files, target = sorted(folder.iterdir()), source / folder.relative_to(ROOT)
         parts = [f'# {run_name(folder)}', *(re.sub('^#', '##', p.read_text(), flags=re.MULTILINE) for p in files if p.suffix == '.md')]
         parts += [f'![{p.stem}]({p.name})' for p in files if p.suffix in PICTURES]
-        parts += ['Files: ' + ', '.join(f'{{download}}`{p.name} <{p.name}>`' for p in files if p.suffix in FILES)]
-        target = source / folder.relative_to(ROOT)
-        write_text('\n\n'.join(parts) + '\n', target / 'index.md')
-        for path in files:
-            shutil.copy(path, target)
-        names.append(f'{run_name(folder)}/index')
-    return names
+        write_text('\n\n'.join(parts) + f'\n\nFiles: {downloads(folder)}\n', target / 'index.md')
+        copy_files(folder, target)
+    return [f'{run_name(folder)}/index' for folder in loose_results()]
 
 
 def stage_results(source: Path) -> None:
@@ -203,7 +214,7 @@ def stage(source: Path, extra: Path) -> None:
     contents = [
         toctree('The method, notebook by notebook', *(f'nbs/{p.stem}' for p in notebooks()), *interactive),
         toctree('The paper', 'docs/paper', 'docs/decisions', 'Published figures <data/paper/README>'),
-        toctree('Experiments', *(f'nbs/experiments/{p.stem}' for p in templates()), 'results/README'),
+        toctree('Experiments', 'results/README', *(f'nbs/experiments/{p.stem}' for p in templates())),
         toctree('Use', 'Shipped weights <data/weights/README>', 'docs/cluster', 'api/index')]
     write_text(readme() + '\n' + '\n'.join(contents), source / 'index.md')
 
@@ -211,6 +222,7 @@ def stage(source: Path, extra: Path) -> None:
 def build(folder: Path = BUILD) -> int:
     "Gathers and builds; the exit code of Sphinx, which fails on any warning."
     stage(folder / 'source', folder / 'extra')
+    shutil.rmtree(folder / 'html', ignore_errors=True)  # pages of what is gone
     options = [f'--define=html_extra_path={folder / "extra"}', '--conf-dir', str(ROOT / 'docs'), '--fail-on-warning', '--keep-going', '--quiet', '--fresh-env']
     return build_main([*options, '--jobs=2', str(folder / 'source'), str(folder / 'html')])
 
