@@ -10,11 +10,13 @@ from miniature import kitti, sintel
 from torchvision import datasets as reference
 from typer.testing import CliRunner
 
+from unsamflow.datasets import dataset
 from unsamflow.evaluation import SINTEL_TEST, write_submission
 from unsamflow.experiments import app
 from unsamflow.files import write_image
 from unsamflow.flow import read_flow
 from unsamflow.inference import ENLARGE, LONGEST, as_method, load_model, predict, working_size
+from unsamflow.masks import MaskStore, make_record
 from unsamflow.network import UnSAMFlow
 from unsamflow.training import save_weights
 
@@ -202,6 +204,21 @@ def test_sintel_from_pictures_to_folders(tmp_path, weights):
         expected = model(*[torch.from_numpy(np.array(x)).permute(2, 0, 1).float() / 255 for x in (first, second)])
         assert np.allclose(flow, expected, atol=1e-4)
     assert len(read) == 4
+
+
+def test_submissions_see_the_masks_of_a_store(tmp_path):
+    "Halves as segments, which `RegionMasks` would not find."
+    root = kitti(tmp_path / 'data', 2015, scenes=1, split='testing')
+    save_weights(UnSAMFlow(mask_features='concat'), tmp_path / 'mf.safetensors', mask_features='concat')
+    half, store = np.arange(80) > np.full((48, 1), 40), MaskStore(tmp_path / 'store', {'generator': 'halves'})
+    for number in (10, 11):
+        store[f'testing/image_2/000000_{number}.png'] = [make_record(half), make_record(~half)]
+    done = submit('kitti2015', '--data', root, '--partial', '-o', tmp_path / 'out', '--model', tmp_path / 'mf.safetensors', '--masks', store.folder)
+    assert done.exit_code == 0, done.output
+    sample = dataset('kitti-2015', split='testing', root=root, masks=store.folder)[0]
+    expected = predict(load_model(tmp_path / 'mf.safetensors'), sample.image_1, sample.image_2, segments=(sample.segments_1, sample.segments_2))
+    assert np.abs(read_flow(tmp_path / 'out/flow/000000_10.png')[0] - expected).max() <= 0.5 / 64 + 1e-4
+    assert len(sample.segments_1.unique()) == 2
 
 
 def test_an_incomplete_test_set_is_said_before_anything_is_written(tmp_path, weights):

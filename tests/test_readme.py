@@ -73,8 +73,8 @@ RUN = r'(\S*/)?unsamflow run'
 
 HOW = [
     How(r'git clone \S+|cd \S+|(python3?|\S*uv) .*|pip install .*|source .*|\. \S+', 'left to tests/test_distribution.py', lambda line: 'true'),
-    How(r'make( help)?', 'as it stands', lambda line: 'make help'),
-    How(r'make setup', 'as it stands, installed already'),
+    How(r'make( help)?', 'as it stands'),
+    How(r'make setup', 'as it stands, where all is installed'),
     How(r'make demo', 'with two steps of training', with_more('--preset tiny.yaml'), ('results/demo/train/weights.safetensors', 'results/demo/evaluate/table.md', 'results/demo/evaluate/flow.jpg')),
     How(r'make test', 'one notebook and one test', lambda line: line.replace('--n-workers 2', '--path nbs/00_files.ipynb').replace('pytest tests', 'pytest tests/test_files.py -k package')),
     How(r'make check|make docs', f'in .ci/run; {PLANNED} here', lambda line: 'true'),
@@ -103,9 +103,9 @@ def how(command: str) -> How | None:
 
 def recipe(command: str, folder: Path, environment: dict) -> str:
     "What the shell runs: for make, the recipe of the target."
-    if not command.startswith('make') or command in ('make', 'make help'):
+    if not command.startswith('make'):
         return command
-    planned = subprocess.run(f'make -n {command[4:]}', shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+    planned = subprocess.run(f'make -n -o .venv/.ready {command[4:]}', shell=True, cwd=folder, env=environment, capture_output=True, text=True)
     assert planned.returncode == 0, planned.stderr
     return ' && '.join(planned.stdout.strip().splitlines()) or 'true'
 
@@ -118,7 +118,7 @@ def checkout(tmp_path_factory):
         (folder / name).symlink_to(ROOT / name)
     (folder / '.venv').mkdir()
     (folder / '.venv/bin').symlink_to(Path(sys.executable).parent)
-    (folder / '.venv/.ready').touch()
+    (folder / '.venv/.ready').touch()  # `make -o` takes it for up to date, so nothing is installed
     (folder / 'tiny.yaml').write_text('extends: demo\n' + ''.join(f'{k}: {v}\n' for k, v in (TINY | {'phases': SCENES}).items()))
     left, right, _ = skimage.data.stereo_motorcycle()
     for name, picture in (('first', left), ('second', right)):
@@ -160,7 +160,8 @@ def test_predictions_are_where_the_readme_says(checkout, environment):
     "The comment behind the first prediction names its files."
     line = next(line for block in blocks('sh') for line in block.splitlines() if 'predict first.png second.png' in line)
     names = re.findall(r'[\w/]+\.(?:flo|png)', line.partition('#')[2])
-    subprocess.run(line, shell=True, cwd=checkout, env=environment, check=True, capture_output=True)
+    if not all((checkout / name).is_file() for name in names):  # this test was chosen alone
+        subprocess.run(line, shell=True, cwd=checkout, env=environment, check=True, capture_output=True)
     assert names and all((checkout / name).is_file() for name in names)
 
 

@@ -301,10 +301,11 @@ def open_test_set(
     kind: str,  # one of `TEST_SETS`
     root: str | Path | None = None,  # folder of the data set; None = in the data folder of settings.ini
     complete: bool = True,  # raise an error unless every picture is there
+    masks: str | Path | None = None,  # mask store of the test pictures, absolute or in the masks folder of settings.ini
 ) -> tuple[Benchmark, Path]:  # the pairs; the folder that `check_submission` looks at
     "The pairs whose flow a server wants. Raises FileNotFoundError that says what is missing and where to get it."
     name, split = TEST_SETS[kind]
-    pairs = dataset(name, split=split, root=root, complete=complete)
+    pairs = dataset(name, split=split, root=root, complete=complete, masks=masks)
     return pairs, pairs.root / getattr(pairs, 'pictures', split)
 
 
@@ -315,9 +316,10 @@ def submit(
     root: str | Path | None = None,  # as in `open_test_set`
     longest: int | None = None,  # as in `working_size`
     complete: bool = True,  # as in `open_test_set`
+    masks: str | Path | None = None,  # as in `open_test_set`, for networks with mask features; None = `RegionMasks`
 ) -> Path:  # the archive, beside the folder
     "Predicts a test set, writes and checks what a server wants. Raises FileNotFoundError, or ValueError when the folder holds what the server would refuse."
-    pairs, pictures = open_test_set(kind, root, complete)
+    pairs, pictures = open_test_set(kind, root, complete, masks)
     write_submission(kind, folder, predictions(as_method(model, longest), pairs))
     if problems := check_submission(kind, folder, pictures):
         raise ValueError(f'{folder}: ' + '; '.join(problems))
@@ -344,6 +346,7 @@ def submit_command(
     output: Annotated[Path | None, typer.Option('--output', '-o', help='folder for the flow; default submission/SERVER')] = None,
     data: Annotated[Path | None, typer.Option(help='folder of the data set; default: in the data folder of settings.ini')] = None,
     partial: Annotated[bool, typer.Option('--partial', help='accept a test set that is not complete')] = False,
+    masks: Annotated[str | None, typer.Option(help='mask store of the test pictures, for networks with mask features; default: regions of colour')] = None,
     model: ModelOption = DEFAULT_WEIGHTS,
     longest: LongestOption = None,
     device: DeviceOption = DEVICE,
@@ -354,7 +357,7 @@ def submit_command(
             raise ValueError(f'expected one of {list(TEST_SETS)}, or --check and a folder, found neither')
         if check is None:
             folder = output or Path('submission') / server.value
-            said, problems = f'wrote {submit(server.value, folder, load_model(model, device), data, longest, not partial)}', []
+            said, problems = f'wrote {submit(server.value, folder, load_model(model, device), data, longest, not partial, masks)}', []
         else:
             said, problems = _check(server.value if server else guess_kind(check), check, data, partial)
     typer.echo('\n'.join([said, *problems]))
