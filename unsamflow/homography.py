@@ -178,7 +178,7 @@ def draw_sets(
 ) -> Tensor:  # (R, count, 4) ranks in the region's list of pixels
     "Random sets of four points: one half drawn anywhere, the other with one point from each quarter of the list."
     device = available.device if generator is None else generator.device
-    draw = torch.rand(len(available), count, 4, generator=generator, device=device).to(available.device)
+    draw = torch.rand(1, count, 4, generator=generator, device=device).to(available.device)  # one set of numbers for all: what a region gets must not depend on its neighbours in the batch
     anywhere, spread = draw.split([count - count // 2, count // 2], 1)
     number, corner = available[:, None, None], torch.arange(4, device=draw.device)
     anywhere = (anywhere * (number - 3).clamp_min(1)).long().sort(-1).values + corner
