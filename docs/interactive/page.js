@@ -25,10 +25,10 @@ const find = (selector, root = document) => root.querySelector(selector);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const text = value => String(value).replace(/[&<>"]/g, c => ({'&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;'})[c]);
 const number = value => value.toLocaleString('en');
-const px = (value, digits = 2) => value === null || value === undefined ? 'none' : value.toFixed(digits).replace('-', '\u2212');
+const px = (value, digits = 2) => value === null || value === undefined ? 'none' : value.toFixed(digits).replace(/^-(?=0\.?0*$)/, '').replace('-', '\u2212');
 const percent = (part, whole) => `${Math.round(100 * part / whole)}%`;
 
-let data, W, H, N, scene, section = '', hovered = null, hoveredFeature = null, flickered = false;
+let data, W, H, N, scene, section = '', hovered = null, hoveredPixel = null, hoveredFeature = null, flickered = false;
 const state = {...DEFAULTS};
 const decoded = new Map();
 
@@ -233,8 +233,11 @@ function drawFrames(context, unit) {
     context.restore();
   }
   if (state.arrows) arrows(context, layer === 'flow' || layer === 'error' ? network().flow : scene.flow, unit);
-  if (state.x !== '') cross(context, +state.x, +state.y, unit);
+  const pixel = probed();
+  if (pixel) cross(context, ...pixel, unit);
 }
+
+const probed = () => hoveredPixel ?? (state.x === '' || state.y === '' ? null : [+state.x, +state.y]);
 
 const chosen = () => hovered ?? (state.segment === '' ? null : +state.segment);
 const segmentOf = label => network().segments.find(s => s.label === label);
@@ -374,10 +377,11 @@ function setLegend(section, html) {
 }
 
 function tellProbe() {
-  if (state.x === '') { find('#probe').textContent = 'Point at a pixel, or move the cross by the arrow keys, to read the flow.'; return; }
-  const i = +state.y * W + +state.x, own = network(), pair = (flow) => `(${px(flow[i], 1)}, ${px(flow[N + i], 1)})`;
+  const pixel = probed();
+  if (!pixel) { find('#probe').textContent = 'Point at a pixel, or move the cross by the arrow keys, to read the flow.'; return; }
+  const i = pixel[1] * W + pixel[0], own = network(), pair = (flow) => `(${px(flow[i], 1)}, ${px(flow[N + i], 1)})`;
   const hidden = scene.occluded[i] ? 'hidden in frame 2' : 'visible in frame 2';
-  find('#probe').textContent = `Pixel (${state.x}, ${state.y}), ${hidden}: true flow ${pair(scene.flow)} px, the network's ${pair(own.flow)} px, error ${px(own.error[i], 1)} px.`;
+  find('#probe').textContent = `Pixel (${pixel.join(', ')}), ${hidden}: true flow ${pair(scene.flow)} px, the network's ${pair(own.flow)} px, error ${px(own.error[i], 1)} px.`;
 }
 
 function tellErrors() {
@@ -455,6 +459,7 @@ function tellOrigins() {
   const rows = {
     Scene: `rendered scene ${number(scene.number)} of seed ${settings.seed}, ${settings.width} x ${settings.height} pixels; its masks come from the renderer. Scenes from number 2,000,000 on are never trained on. Frames are stored as WebP, slightly lossy.`,
     Network: `${state.weights}: ${Object.entries(header).filter(([, v]) => v).map(([k, v]) => `${k.replace('_', ' ')} ${k === 'commit' ? v.slice(0, 10) : v}`).join('; ')}`,
+    'Frame size': 'The network sees the frames at their own size, as in training, where the three adaptations act; unsamflow predict may enlarge small pictures, so that its errors differ from these.',
     Homographies: `at most ${settings.regions} segments; occlusion by ${rule}; inliers within ${settings.threshold} px; RANSAC seed ${settings.seed}. Flow is stored in steps of 1/16 px.`,
     'Page data': `unsamflow ${made.unsamflow}, commit ${String(made.commit).slice(0, 10)}${dirty}; PyTorch ${made.torch}; ${made.device}`,
     'Made again by': 'unsamflow run interactive page=docs/interactive --folder results/interactive',
@@ -465,9 +470,8 @@ function tellOrigins() {
 // ---------------------------------------------------------------- state
 
 function readHash() {
-  const [first, ...rest] = decodeURIComponent(location.hash.slice(1)).split('&');
+  const pairs = [...new URLSearchParams(location.hash.slice(1))], first = pairs.length ? pairs[0][0] : '';
   section = document.getElementById(first)?.tagName === 'SECTION' ? first : '';
-  const pairs = [first, ...rest].map(part => part.split('='));
   Object.assign(state, {...DEFAULTS, scene: String(data.scenes[0].number), weights: Object.keys(data.weights)[0]});
   for (const [key, value] of pairs) if (key in DEFAULTS && isKnown(key, value)) state[key] = value;
 }
@@ -478,7 +482,7 @@ function isKnown(key, value) {  // what an address asks for must be there
   const controls = all(`[name="${key}"]`);
   if (controls.some(c => c.type === 'radio') && key !== 'segment') return controls.some(c => c.value === value);
   if (key === 'arrows') return true;
-  if (key === 'x' || key === 'y') return +value >= 0 && +value < (key === 'x' ? W : H);
+  if (key === 'x' || key === 'y') return Number.isInteger(+value) && +value >= 0 && +value < (key === 'x' ? W : H);
   return value !== '' && Number.isFinite(+value);
 }
 
@@ -497,7 +501,7 @@ function setControls() {
 }
 
 async function choose(changes) {
-  if ('scene' in changes || 'weights' in changes) hovered = hoveredFeature = null;
+  if ('scene' in changes || 'weights' in changes) hovered = hoveredPixel = hoveredFeature = null;
   if ('scene' in changes) Object.assign(changes, {segment: '', x: '', y: '', ...changes});
   Object.assign(state, changes);
   if (!decoded.has(state.scene)) decoded.set(state.scene, decode(data.scenes.find(s => String(s.number) === state.scene)));
@@ -538,13 +542,14 @@ function follow(canvas, {hover = () => {}, tap = () => {}, drag = () => {}, leav
 const slideTo = name => share => choose({[name]: String(Math.round(share))});
 
 function listenToFrames(canvas) {
-  const show = (x, y) => { Object.assign(state, {x: String(x), y: String(y)}); tellProbe(); stages[0](); };
-  follow(canvas, {hover: show, tap: (x, y) => { show(x, y); writeHash(); }, drag: slideTo('at')});
+  const point = pixel => { hoveredPixel = pixel; tellProbe(); stages[0](); };
+  follow(canvas, {hover: (x, y) => point([x, y]), tap: (x, y) => choose({x: String(x), y: String(y)}), drag: slideTo('at'), leave: () => point(null)});
   canvas.addEventListener('keydown', event => {
     const way = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
     if (event.key === 'Escape') choose({x: '', y: ''});
     if (!way) return;
     event.preventDefault();
+    hoveredPixel = null;
     const stride = event.shiftKey ? 10 : 1, from = state.x === '' ? [W >> 1, H >> 1] : [+state.x, +state.y];
     const [x, y] = from.map((value, axis) => Math.min(Math.max(value + stride * way[axis], 0), [W, H][axis] - 1));
     choose({x: String(x), y: String(y)});
