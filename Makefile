@@ -4,6 +4,7 @@ BIN := .venv/bin
 CHOSEN := $(PRESET)
 PRESET ?= $(if $(filter ablation tables table-%,$(MAKECMDGOALS)),ablation,demo)
 SEED ?= 0
+DEVICE ?= cpu
 # of reproduce-kitti and reproduce-sintel: the row of Table 1, and options of `unsamflow reproduce`
 VARIANT ?= aug-hg-mf
 OPTIONS ?=
@@ -14,7 +15,7 @@ WEIGHTS ?= {$(foreach name,$(basename $(notdir $(wildcard data/weights/*.safeten
 READY := .venv/.ready
 # threads that wait should sleep: spinning ones stall each other as soon as the machine does anything else
 export OMP_WAIT_POLICY ?= PASSIVE
-.PHONY: help setup demo train evaluate evaluate-real working-size tables figures timing test check export docs lock clean reproduce-kitti reproduce-sintel
+.PHONY: help setup demo train evaluate evaluate-real working-size tables figures timing benchmark test check export docs lock clean reproduce-kitti reproduce-sintel
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -59,6 +60,9 @@ figures: $(READY) ## draw the paper's figures again from the runs in results
 
 timing: $(READY) ## measure time, memory and operations on this machine
 	@$(BIN)/unsamflow run timing --folder results/timing --again
+
+benchmark: $(READY) ## every fast path beside its plain version, growth, and a GPU's ways with DEVICE=cuda: results/benchmark
+	@OMP_NUM_THREADS=2 $(BIN)/unsamflow run benchmark device=$(DEVICE) --folder results/benchmark/$(DEVICE) --again
 
 test: $(READY) ## run every notebook and every test
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 && $(BIN)/python -m pytest tests
