@@ -19,8 +19,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))  # for the worker's generator
-
 DRIVES = 50  # of two cameras each
 SIZE = (16, 48)
 OVERRIDES = {'size': [64, 64], 'augmentation.crop': [64, 64]}
@@ -61,18 +59,20 @@ class Squares:
         return [make_record(image[..., 0] == 200)]
 
 
-def work(base):
+def work(base, processes):
     "One start of the pipeline: list, masks, prepared frames; only what is missing. Runs in a process of its own, to be killed."
     from unsamflow.datasets import setting, write_list
-    from unsamflow.preparation import RULES, build_list, describe_rule, opened_source, prepare_cache, prepare_masks
+    from unsamflow.preparation import RULES, build_list, describe_rule, open_executor, opened_source, prepare_cache, prepare_masks
     from unsamflow.training import Source, load_config, open_source
     source = Source(name='kitti-raw', options={'list_file': 'kitti-raw', 'masks': 'kitti-raw'})
-    listed = build_list('kitti-raw', log=base / 'log-list.jsonl')
-    setting('lists').mkdir(exist_ok=True)
-    write_list(setting('lists') / 'kitti-raw.txt', listed.pairs, describe_rule('kitti-raw', RULES['kitti-raw'], listed))
-    prepare_masks(opened_source(source), setting('masks') / 'kitti-raw', {'name': 'scale:Squares', 'log': str(base / 'calls')}, log=base / 'log-masks.jsonl')
-    config = load_config('kitti', **OVERRIDES, cache=str(setting('cache')))
-    prepare_cache(open_source(source, config), log=base / 'log-cache.jsonl')
+    with open_executor(processes) as (executor, workers):
+        listed = build_list('kitti-raw', executor=executor, log=base / 'log-list.jsonl')
+        setting('lists').mkdir(exist_ok=True)
+        write_list(setting('lists') / 'kitti-raw.txt', listed.pairs, describe_rule('kitti-raw', RULES['kitti-raw'], listed))
+        generator = {'name': 'scale:Squares', 'log': str(base / 'calls')}
+        prepare_masks(opened_source(source), setting('masks') / 'kitti-raw', generator, executor, workers, log=base / 'log-masks.jsonl')
+        config = load_config('kitti', **OVERRIDES, cache=str(setting('cache')))
+        prepare_cache(open_source(source, config), executor, workers, log=base / 'log-cache.jsonl')
 
 
 def products(base):
@@ -88,14 +88,14 @@ def progress(base, frames):
     return (thumbnails + masks + max(0, cached) / frames) / 3
 
 
-def run(base, pairs, kills, seed=0):
+def run(base, pairs, kills, seed=0, processes=1):
     "Makes a tree, prepares it with interruptions, checks the outcome; returns the figures."
     began, rng = time.perf_counter(), random.Random(seed)
     frames = make_tree(base / 'data', pairs)
-    environment = os.environ | {f'UNSAMFLOW_{k.upper()}': str(base / k) for k in ('data', 'masks', 'cache', 'lists')}
+    environment = os.environ | {'PYTHONPATH': os.pathsep.join([str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')])} | {f'UNSAMFLOW_{k.upper()}': str(base / k) for k in ('data', 'masks', 'cache', 'lists')}
     goals, known, killed = sorted(rng.uniform(0.02, 0.98) for _ in range(kills)), {}, []
     while True:
-        process = subprocess.Popen([sys.executable, __file__, '--work', str(base)], env=environment, stdout=subprocess.DEVNULL, stderr=open(base / 'errors', 'w'))
+        process = subprocess.Popen([sys.executable, __file__, '--work', str(base), '--processes', str(processes)], env=environment, stdout=subprocess.DEVNULL, stderr=open(base / 'errors', 'w'))
         while process.poll() is None and not (goals and progress(base, frames) >= goals[0]):
             time.sleep(0.2 if pairs < 5000 else 1)
         if process.poll() is not None:
@@ -106,10 +106,10 @@ def run(base, pairs, kills, seed=0):
         goals = goals[1:]
         known |= products(base)
     assert process.returncode == 0, (base / 'errors').read_text()[-2000:]
-    return check(base, pairs, frames, known, killed) | measure(base) | {'minutes': round((time.perf_counter() - began) / 60, 1)}
+    return check(base, pairs, frames, known, killed, processes) | measure(base) | {'minutes': round((time.perf_counter() - began) / 60, 1)}
 
 
-def check(base, pairs, frames, known, killed):
+def check(base, pairs, frames, known, killed, processes):
     "Nothing lost, nothing done twice, everything right."
     from unsamflow.datasets import read_frame, read_list
     done = products(base)
@@ -123,7 +123,7 @@ def check(base, pairs, frames, known, killed):
     found = {'pairs': len(read_list(base / 'lists/kitti-raw.txt')), 'masks': sum(path.suffix == '.gz' for path in done), 'prepared': len(cached), 'frames': frames,
              'killed_at': killed, 'generator_calls': calls, 'made_again': again, 'wrong': wrong}
     assert (found['pairs'], found['masks'], found['prepared'], again, wrong) == (pairs, frames, frames, 0, 0), found
-    assert frames <= calls <= frames + len(killed), found  # a kill may cost the image that was being made
+    assert frames <= calls <= frames + processes * len(killed), found  # a kill may cost the images that were being made
     return found
 
 
@@ -134,9 +134,10 @@ def measure(base):
         lines = [json.loads(line) for line in (base / f'log-{stage}.jsonl').read_text().splitlines()]
         course, before = [], 0
         for old, new in zip(lines, lines[1:]):
-            if new['done'] > old['done'] and new['cpu_seconds'] > old['cpu_seconds']:  # otherwise a new start
-                before += new['done'] - old['done']
-                course.append([before, round(1000 * (new['cpu_seconds'] - old['cpu_seconds']) / (new['done'] - old['done']), 3), new['memory_mb']])
+            if new['done'] < old['done']:  # a new start
+                before += old['done']
+            elif new['done'] > old['done']:
+                course.append([before + new['done'], round(1000 * (new['cpu_seconds'] - old['cpu_seconds']) / (new['done'] - old['done']), 3), new['memory_mb']])
         figures[stage] = course
     return {'course': figures, 'cpu_ms': {k: round(float(np.average([c[1] for c in v])), 3) if v else None for k, v in figures.items()},
             'memory_mb': {k: max((c[2] for c in v), default=None) for k, v in figures.items()}}
@@ -167,21 +168,22 @@ def main():
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--folder', help='where the trees go; default: a temporary folder')
     parser.add_argument('--results', type=Path, default=Path('results/scale'))
+    parser.add_argument('--processes', type=int, default=1)
     parser.add_argument('--work', type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        return work(options.work)
+        return work(options.work, options.processes)
     from unsamflow.experiments import environment, write_json
     runs = []
     for pairs, kills in ((options.base, 0), (options.pairs, options.kills)):
         with tempfile.TemporaryDirectory(dir=options.folder) as base:
-            runs.append(run(Path(base), pairs, kills, options.seed))
+            runs.append(run(Path(base), pairs, kills, options.seed, options.processes))
     options.results.mkdir(parents=True, exist_ok=True)
     write_json(options.results / 'environment.json', environment())
     draw(options.results / 'scale.png', runs)
     for found in runs:
         found['course'] = {k: v[::max(1, len(v) // 100)] for k, v in found['course'].items()}
-    write_json(options.results / 'metrics.json', {f'{r["pairs"]} pairs': r for r in runs} | {'seed': options.seed})
+    write_json(options.results / 'metrics.json', {f'{r["pairs"]} pairs': r for r in runs} | {'seed': options.seed, 'processes': options.processes})
     print(json.dumps([{k: v for k, v in r.items() if k != 'course'} for r in runs], indent=1))
 
 

@@ -252,6 +252,39 @@ def test_sam_masks_are_those_of_the_package(device, extra, shape):
     assert full_segmentation(records, shape).shape == shape
 
 
+@pytest.mark.parametrize('shape', [(1, 1), (3, 200), (128, 128), (260, 33), (300, 500)])
+def test_sam_masks_take_any_size(shape):
+    image = np.random.default_rng(2).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    generator = SamMasks('tiny', builder=tiny_sam, device='cpu', **LOOSE)
+    records = generator(image)
+    assert records == SamAutomaticMaskGenerator(generator.model, output_mode='coco_rle', **LOOSE).generate(image)
+    for record in records: assert decode(record, shape).sum() == record['area']
+
+
+@pytest.mark.parametrize(('most', 'points'), [(4 << 30, 36), (12 * 5 * (128 ** 2 + 2 * 60 * 90), 5), (1, 1)])
+def test_no_more_masks_at_once_than_memory_allows(most, points):
+    "Counted where they arise: at the mask decoder."
+    image = np.random.default_rng(1).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    generator = SamMasks('tiny', builder=tiny_sam, device='cpu', max_bytes=most, **LOOSE)
+    sizes = []
+    generator.model.mask_decoder.register_forward_hook(lambda module, inputs, masks: sizes.append(len(masks[0])))
+    records = generator(image)
+    assert max(sizes) == points and sum(sizes) == 36  # every prompt of the grid of 6 x 6
+    assert [record['area'] for record in records] == [record['area'] for record in SamMasks('tiny', builder=tiny_sam, device='cpu', **LOOSE)(image)]
+
+
+def test_another_model_with_the_same_interface(tmp_path):
+    "As MobileSAM would be used: a name, a builder, its own file of weights."
+    torch.save(tiny_sam(64).state_dict(), tmp_path / 'mobile.pt')
+    generator = SamMasks('vit_t', tmp_path / 'mobile.pt', functools.partial(tiny_sam, 64), 'cpu', **LOOSE)
+    image = np.random.default_rng(1).integers(0, 256, (40, 70, 3), dtype=np.uint8)
+    built = MaskStore(tmp_path / 'store').build(generator, {'a': image, 'b': image[:, ::-1]}, progress=False)
+    assert MaskStore(tmp_path / 'store').settings['model'] == 'vit_t' and MaskStore(tmp_path / 'store')['a'] == generator(image)
+    assert built.made == 2 and built.images_per_second == 2 / built.seconds
+    with pytest.raises(ValueError, match='holds masks of other settings: checkpoint'):
+        MaskStore(tmp_path / 'store').build(SamMasks('vit_t', builder=functools.partial(tiny_sam, 64), device='cpu', **LOOSE), {})
+
+
 def test_sam_masks_load_a_checkpoint_and_record_its_hash(tmp_path):
     other = tiny_sam()
     with torch.no_grad(): other.image_encoder.patch_embed.proj.weight.zero_()

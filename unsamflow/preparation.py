@@ -59,10 +59,11 @@ class Done(NamedTuple):
     failed: dict[str, str] = {}  # item -> why it was left out
     seconds: float = 0.0  # time spent on those made, summed over processes
     bytes: int = 0  # size of what was made
-    memory: float = 0.0  # peak memory of a process, MB
+    memory: float = 0.0  # most memory that a process had, MB
+    cpu: float = 0.0  # processor time, summed over processes: what the work costs, however busy the machine is
 
     def __add__(self, other: 'Done') -> 'Done':
-        return Done(self.made + other.made, self.found + other.found, self.failed | other.failed, self.seconds + other.seconds, self.bytes + other.bytes, max(self.memory, other.memory))
+        return Done(self.made + other.made, self.found + other.found, self.failed | other.failed, self.seconds + other.seconds, self.bytes + other.bytes, max(self.memory, other.memory), self.cpu + other.cpu)
 
 # %% ../nbs/12_preparation.ipynb #ecf18c34
 def share(
@@ -105,7 +106,7 @@ class Log:
         if self.path is None or not last and elapsed - self.last < 1:
             return
         self.last = elapsed
-        line = {'done': done, 'made': total.made, 'failed': len(total.failed), 'seconds': round(elapsed, 2), 'cpu_seconds': round(time.process_time(), 2), 'per_second': round(done / elapsed, 2), 'memory_mb': round(total.memory, 1)}
+        line = {'done': done, 'made': total.made, 'failed': len(total.failed), 'seconds': round(elapsed, 2), 'cpu_seconds': round(total.cpu, 3), 'per_second': round(done / elapsed, 2), 'memory_mb': round(total.memory, 1)}
         with open(self.path, 'a') as file:
             file.write(json.dumps(line) + '\n')
 
@@ -255,10 +256,10 @@ def make_masks(
     keys: Sequence[str],  # frames
 ) -> Done:
     "Makes the masks of some frames. Raises what the generator raises, OSError when they cannot be stored."
-    store = MaskStore(folder)
+    store, began = MaskStore(folder), time.process_time()
     built = store.build(open_generator(generator), {key: partial(source.picture, key) for key in keys}, progress=False)
     sizes = [store.path(key).stat().st_size for key in keys if key not in built.failed]
-    return Done(built.made, built.found, built.failed, built.seconds, built.made * sum(sizes) // max(1, len(sizes)), memory())
+    return Done(built.made, built.found, built.failed, built.seconds, built.made * sum(sizes) // max(1, len(sizes)), memory(), time.process_time() - began)
 
 
 def memory() -> float:
@@ -287,7 +288,7 @@ def make_frames(
     keys: Sequence[str],
 ) -> Done:
     "Prepares some frames. Raises OSError when they cannot be stored."
-    total = Done()
+    total, cpu = Done(), time.process_time()
     for key in keys:
         began = time.perf_counter()
         if cached.path(key).is_file():
@@ -300,7 +301,7 @@ def make_frames(
             total += Done(failed={key: str(error)})
         else:
             total += Done(1, 0, {}, time.perf_counter() - began, cached.path(key).stat().st_size)
-    return total + Done(memory=memory())
+    return total + Done(memory=memory(), cpu=time.process_time() - cpu)
 
 
 def _check_masks(cached: CachedPairs):
@@ -721,8 +722,11 @@ def label_of(
 def masked(
     config: Config,
 ) -> list[Source]:
-    "The data sets whose masks a configuration names."
-    return [s for s in (*sources_of(config), *benchmarks_of(config).values()) if isinstance(s.options.get('masks'), str)]
+    "The data sets whose masks a configuration names, each frame in one of them."
+    trained = sources_of(config)
+    whole = {(s.name, s.options.get('split', 'training'), s.options.get('fold')) for s in trained if 'passes' not in s.options}
+    others = [s for s in benchmarks_of(config).values() if (s.name, s.options.get('split', 'training'), None) not in whole]
+    return [s for s in (*trained, *others) if isinstance(s.options.get('masks'), str)]
 
 # %% ../nbs/12_preparation.ipynb #332a2dbf
 class Step(NamedTuple):
@@ -773,7 +777,9 @@ def take(
 MASK_BYTES = 50_000  # records of a KITTI frame, about 100 masks
 PIXEL_BYTES = 2.1  # a prepared frame: picture, labels and key objects as PNG
 SECONDS = {'sam': 2.0, 'regions': 0.3, 'cache': 0.2, 'thumbnail': 0.012, 'predict': 0.5}  # per frame on one GPU ('sam', assumed) or one core (measured)
-EXPECTED = {'kitti-raw': 57_500, 'sintel-raw': 13_500}  # frames, before the lists exist
+EXPECTED = {  # frames of complete data sets; of the raw ones, about as many as the paper's pairs
+    'kitti-raw': 56_000, 'kitti-multiview': 6_698, 'kitti-2012': 388, 'kitti-2012 testing': 390, 'kitti-2015': 400, 'kitti-2015 testing': 400,
+    'sintel-raw': 13_000, 'sintel': 2_128, 'sintel clean': 1_064, 'sintel final': 1_064, 'sintel test': 1_128}
 
 
 def count_frames_of(
@@ -783,8 +789,7 @@ def count_frames_of(
     try:
         return len(frame_keys(opened_source(source)))
     except FileNotFoundError:
-        known = {'kitti-multiview': 6_698, 'kitti-2012': 388, 'kitti-2015': 400, 'sintel': 2_128} | EXPECTED
-        return known.get(source.name, 0)
+        return EXPECTED.get(label_of(source), 0)
 
 
 def step_seconds(
@@ -814,7 +819,7 @@ def plan(
     raw = sum(count_frames_of(s) for s in sources_of(config) if s.name in RAW)
     area = math.prod(config.size) if config.fit == 'resize' else 436 * 1024
     frames = sum(count_frames_of(s) for s in sources_of(config))
-    predictions = sum(count_frames_of(s) // 2 for s in benchmarks_of(config).values())
+    predictions = sum(count_frames_of(s) // (2 if s.name.startswith('kitti') else 1) for s in benchmarks_of(config).values())
     rows = [('check', 0, 0, 0), ('lists', raw, 0, raw * SECONDS['thumbnail'] / processes)] if raw else []
     rows += [(name, n, n * MASK_BYTES, n * seconds) for name, n in masks.items()]
     rows += [('cache', frames, frames * area * PIXEL_BYTES, frames * SECONDS['cache'] / processes), ('train', trainings * config.steps, trainings * 1e8, trainings * config.steps * step_seconds(config))]
