@@ -76,7 +76,7 @@ HOW = [
     How(r'make( help)?', 'as it stands'),
     How(r'make setup', 'as it stands, where all is installed'),
     How(r'make demo', 'with two steps of training', with_more('--preset tiny.yaml'), ('results/demo/train/weights.safetensors', 'results/demo/evaluate/table.md', 'results/demo/evaluate/flow.jpg')),
-    How(r'make test', 'one notebook and one test', lambda line: line.replace('--n-workers 2', '--path nbs/00_files.ipynb').replace('pytest tests', 'pytest tests/test_files.py -k package')),
+    How(r'make test', 'one notebook and one test', lambda line: line.replace('--n-workers 2', 'nbs/00_files.ipynb').replace('pytest tests', 'pytest tests/test_files.py -k package')),
     How(r'make check|make docs', f'in .ci/run; {PLANNED} here', lambda line: 'true'),
     How(r'make train( [A-Z]+=\S+)*', 'two steps on four scenes', with_more(TRAIN), ('results/scenes/seed-1/weights.safetensors',)),
     How(r'make evaluate( [A-Z]+=\S+)*', 'one scene', with_more(EVALUATE), ('results/scenes/seed-1/evaluate/metrics.json',)),
@@ -117,7 +117,9 @@ def checkout(tmp_path_factory):
     for name in ('Makefile', 'data', 'nbs', 'unsamflow', 'tests', 'docs', 'pyproject.toml', 'requirements.lock', 'settings.ini'):
         (folder / name).symlink_to(ROOT / name)
     (folder / '.venv').mkdir()
-    (folder / '.venv/bin').symlink_to(Path(sys.executable).parent)
+    for name in ('bin', 'lib', 'pyvenv.cfg'):
+        if (Path(sys.prefix) / name).exists():
+            (folder / '.venv' / name).symlink_to(Path(sys.prefix) / name)
     (folder / '.venv/.ready').touch()  # `make -o` takes it for up to date, so nothing is installed
     (folder / 'tiny.yaml').write_text('extends: demo\n' + ''.join(f'{k}: {v}\n' for k, v in (TINY | {'phases': SCENES}).items()))
     left, right, _ = skimage.data.stereo_motorcycle()
