@@ -32,6 +32,7 @@ mathjax3_config = {'svg': {'fontCache': 'local'}, 'options': {'enableMenu': Fals
 
 nb_execution_mode = 'off'  # outputs are the stored ones
 nb_merge_streams = True
+nb_render_markdown_format = 'myst'
 myst_enable_extensions = ['dollarmath', 'amsmath', 'deflist', 'colon_fence', 'attrs_inline']
 myst_heading_anchors = 4
 suppress_warnings = ['mystnb.unknown_mime_type']
@@ -71,6 +72,24 @@ def comments(module) -> dict:
     return {name: comment for name, comment in found.items() if comment}
 
 
+@cache
+def fields() -> dict:
+    "Names of annotated fields by class: what a NamedTuple, a dataclass or a pydantic model is made from."
+    found = {}
+    for module in modules():
+        for name, node in assignments(ast.parse(inspect.getsource(module)).body):
+            if '.' in name and isinstance(node, ast.AnnAssign):
+                found.setdefault(f'{module.__name__}.{name.rpartition(".")[0]}', []).append(name.rpartition('.')[2])
+    return found
+
+
+def describe_fields(name: str) -> list[str]:
+    "Field-list lines of a class that is made from fields."
+    module, _, owner = name.rpartition('.')
+    beside = comments(importlib.import_module(module))
+    return [f':param {field}: {escape(beside[f"{owner}.{field}"])}' for field in fields()[name] if f'{owner}.{field}' in beside]
+
+
 def describe_parameters(found) -> list[str]:
     "Field-list lines from the comments beside a signature."
     lines = []
@@ -88,7 +107,9 @@ def process_docstring(app, what, name, found, options, lines):
         lines[:] = [escape(comments(module).get(name.removeprefix(module.__name__ + '.'), ''))] if module else []
         return
     lines[:] = [escape(line) for line in lines]
-    if what in ('function', 'method', 'class') and inspect.isroutine(found if what != 'class' else found.__init__):
+    if what == 'class' and name in fields():
+        lines += ['', *describe_fields(name)]
+    elif what in ('function', 'method', 'class') and inspect.isroutine(found if what != 'class' else found.__init__):
         lines += ['', *describe_parameters(found)]
 
 
@@ -96,6 +117,11 @@ def process_docstring(app, what, name, found, options, lines):
 def modules() -> tuple:
     "The library's modules."
     return tuple(importlib.import_module(f'unsamflow.{m.name}') for m in pkgutil.iter_modules(unsamflow.__path__) if not m.name.startswith('_'))
+
+
+def skip_fields(app, what, name, found, skip, options):
+    "Fields stand among the parameters of their class."
+    return True if what == 'class' and (name == 'model_config' or any(name in names for names in fields().values())) else None
 
 
 def keep_builtins(app, doctree):
@@ -107,4 +133,5 @@ def keep_builtins(app, doctree):
 
 def setup(app):
     app.connect('autodoc-process-docstring', process_docstring)
+    app.connect('autodoc-skip-member', skip_fields)
     app.connect('doctree-read', keep_builtins)

@@ -1,6 +1,6 @@
 """Looks over the built site: `python docs/inspect_site.py [html folder] [--browser] [--pictures FOLDER] [--only TEXT]`.
 
-From the files: broken links and anchors, missing pictures, anything fetched from the network, formulas left as source. With --browser, in
+From the files: broken links and anchors, missing pictures, anything fetched from the network, formulas and tables left as source. With --browser, in
 headless Chromium at desktop and phone width: pages wider than the window, pictures and formulas that were not drawn, errors on the console.
 """
 import re
@@ -69,9 +69,16 @@ def formulas_left(page: Path) -> Iterator[str]:
             yield f'formula left as source: {text.strip()[:60]}'
 
 
+def tables_left(page: Path) -> Iterator[str]:
+    "Markdown tables in the text that have stayed text."
+    for paragraph in parsed(page).select('article p'):
+        if re.search(r'\|\s*:?[-\u2013\u2014]{2,}', paragraph.get_text()):
+            yield f'table left as source: {paragraph.get_text()[:60]!r}'
+
+
 def check_files(html: Path, only: str = '') -> list[str]:
     "Everything that can be said without a browser."
-    return [f'{page.relative_to(html)}: {problem}' for page in pages(html, only) for check in (broken_links, formulas_left) for problem in check(page)]
+    return [f'{page.relative_to(html)}: {problem}' for page in pages(html, only) for check in (broken_links, formulas_left, tables_left) for problem in check(page)]
 
 
 def look(tab) -> Iterator[str]:

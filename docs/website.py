@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import nbformat
-import yaml
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from pages import ROOT, readme, visible
 from sphinx.cmd.build import build_main
@@ -56,6 +55,11 @@ def load(path: Path) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
+def template_of(folder: Path) -> str:
+    "What a run has executed."
+    return load(folder / 'params.json').get('template', '')
+
+
 def tidy_cell(cell: nbformat.NotebookNode) -> None:
     "Anchors as Sphinx spells them; headings in outputs become bold lines, so that they do not join the page's own; library cells are marked."
     if cell.cell_type == 'markdown':
@@ -67,11 +71,24 @@ def tidy_cell(cell: nbformat.NotebookNode) -> None:
             output.data['text/markdown'] = re.sub(r'^#+ +(.*)$', r'**\1**', ''.join(output.data['text/markdown']), flags=re.MULTILINE)
 
 
+def is_bar(output: dict | None) -> bool:
+    "Whether an output is a state of a progress bar."
+    return output is not None and output.output_type == 'stream' and output.name == 'stderr' and bool(re.search(r'\d+%\||\d+(it|s/it|it/s)\b', ''.join(output.text)))
+
+
+def last_states(outputs: list) -> list:
+    "Outputs without the earlier states of progress bars, which papermill stores one by one."
+    shown = [o for o in outputs if o.output_type != 'stream' or ''.join(o.text).strip()]
+    return [o for o, after in zip(shown, [*shown[1:], None]) if not (is_bar(o) and is_bar(after))]
+
+
 def read_page(path: Path) -> nbformat.NotebookNode:
     "A notebook as a page: tidied, progress bars at their last state."
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         tidy_cell(cell)
+        if cell.cell_type == 'code':
+            cell.outputs = last_states(cell.outputs)
     return visible(CoalesceStreamsPreprocessor().preprocess(notebook, {})[0])
 
 
@@ -119,7 +136,7 @@ def stage_reference(source: Path) -> None:
 def stage_templates(source: Path) -> None:
     "The experiments before they are executed, each with the runs that it has made."
     for path in templates():
-        made = [folder for folder in runs() if load(folder / 'params.json').get('template') == path.stem]
+        made = [folder for folder in runs() if template_of(folder) == path.stem]
         links = ', '.join(f'[{run_name(folder)}](../../{folder.relative_to(ROOT)}/notebook.ipynb)' for folder in made) or 'none yet'
         page = read_page(path)
         add_below_title(page, f'The template, not executed. `unsamflow run {path.stem} NAME=VALUE ... --folder FOLDER` executes it. Runs: {links}.')
@@ -139,13 +156,12 @@ def copy_files(folder: Path, target: Path) -> None:
 
 
 def record(folder: Path) -> str:
-    "What was asked, where it ran and what it left, as markdown."
-    asked, where = load(folder / 'params.json'), load(folder / 'environment.json')
-    rows = {'template': f"`{asked.pop('template', '')}`", 'commit': where.get('commit', '')[:7] + (' with uncommitted changes' if where.get('uncommitted_changes') else '')}
+    "What it was made from, where it ran and what it left, as markdown."
+    where = load(folder / 'environment.json')
+    rows = {'template': template_of(folder), 'commit': where.get('commit', '')[:7] + (' with uncommitted changes' if where.get('uncommitted_changes') else '')}
     rows |= {'device': where.get('device', ''), 'Python, torch': f"{where.get('python', '')}, {where.get('torch', '')}"}
     rows |= {'files': downloads(folder)}
-    lines = ['| this run | |', '| --- | --- |', *(f'| {k} | {v} |' for k, v in rows.items())]
-    return '\n'.join(lines) + f'\n\nParameters:\n\n```yaml\n{yaml.safe_dump(asked, sort_keys=False, width=90)}```'
+    return '\n'.join(['| this run | |', '| --- | --- |', *(f'| {k} | {v} |' for k, v in rows.items())])
 
 
 def stage_runs(source: Path) -> None:
@@ -182,7 +198,7 @@ def stage_results(source: Path) -> None:
     rows = ['| run | template | commit | device |', '| --- | --- | --- | --- |']
     for folder in runs():
         where, name = load(folder / 'environment.json'), run_name(folder)
-        rows.append(f"| [{name}]({name}/notebook.ipynb) | {load(folder / 'params.json').get('template', '')} | {where.get('commit', '')[:7]} | {where.get('device', '')} |")
+        rows.append(f"| [{name}]({name}/notebook.ipynb) | {template_of(folder)} | {where.get('commit', '')[:7]} | {where.get('device', '')} |")
     rows += [f'| [{name.removesuffix("/index")}]({name}.md) | | | |' for name in loose]
     text = (ROOT / 'results/README.md').read_text() + '\n' + '\n'.join(rows) + '\n\n'
     entries = [f'{run_name(folder)} <{run_name(folder)}/notebook>' for folder in runs()] + loose

@@ -84,7 +84,9 @@ def test_every_public_name_is_in_the_reference(html):
     ('flow', 'warp', 'pixels, x then y: from frame 1 to frame 2'),  # beside a parameter
     ('flow', 'warp', 'of the type of image, on the pixels of frame 1'),  # beside the result
     ('flow', 'FLO_UNKNOWN', 'more means that the flow is unknown'),  # beside a constant
-    ('datasets', 'Frame.segments', 'full segmentation, 0 = background'),  # beside a field
+    ('datasets', 'Frame', 'full segmentation, 0 = background'),  # beside a field of a tuple
+    ('training', 'Config', 'optimiser steps, whatever the size of the data set'),  # of a pydantic model
+    ('scenes', 'Scenes', 'number of scenes'),  # of a dataclass
 ])
 def test_the_comments_beside_parameters_are_in_the_reference(html, module, name, words):
     entry = inspect_site.parsed(html / f'api/{module}.html').find(id=f'unsamflow.{module}.{name}').parent
@@ -104,6 +106,7 @@ def test_the_tests_that_the_decisions_name_exist():
     ('<script src="https://example.org/x.js"></script>', 'fetches https://example.org/x.js'),
     ('<p>the loss $\\mathcal L_1$</p>', 'formula left as source'),
     ('<p>a display $$x$$</p>', 'formula left as source'),
+    ('<p>| a | b | | :--- | --- | | 1 | 2 |</p>', 'table left as source'),
 ])
 def test_what_is_wrong_is_found(tmp_path, body, problem):
     (tmp_path / 'page.html').write_text(f'<article id="top"><a href="#top">fine</a><code>$x_1$</code>{body}</article>')
