@@ -87,17 +87,15 @@ def describe_fields(name: str) -> list[str]:
     "Field-list lines of a class that is made from fields."
     module, _, owner = name.rpartition('.')
     beside = comments(importlib.import_module(module))
-    return [f':param {field}: {escape(beside[f"{owner}.{field}"])}' for field in fields()[name] if f'{owner}.{field}' in beside]
+    return [f":param {field}: {escape(beside.get(f'{owner}.{field}', ''))}" for field in fields()[name]]
 
 
 def describe_parameters(found) -> list[str]:
-    "Field-list lines from the comments beside a signature."
-    lines = []
-    for name, about in docments(found, full=True).items():
-        if about.docment:
-            field = 'returns' if name == 'return' else f'param {name}'
-            lines.append(f':{field}: ' + escape(' '.join(about.docment.split())))
-    return lines
+    "Field-list lines from the comments beside a signature, in its order."
+    described = docments(found, full=True)
+    result, parameters = described.pop('return', {}), {name: about for name, about in described.items() if name != 'self'}
+    lines = [f":param {name}: {escape(' '.join((about.docment or '').split()))}" for name, about in parameters.items() if about.docment or '_KEYWORD' in str(about.kind)]
+    return lines + ([f":returns: {escape(' '.join(result['docment'].split()))}"] if result.get('docment') else [])
 
 
 def process_docstring(app, what, name, found, options, lines):

@@ -117,6 +117,7 @@ def browse(html: Path, pictures: Path | None = None, only: str = '') -> list[str
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=['--no-sandbox'])
         tab = browser.new_page()
+        tab.set_default_timeout(120_000)  # ms; a busy machine draws long pages slowly
         tab.on('pageerror', lambda error: problems.append(f'{tab.url}: {error}'))
         tab.on('requestfailed', lambda request: problems.append(f'{tab.url}: not loaded: {request.url}'))
         for page in pages(html, only):

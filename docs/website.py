@@ -168,7 +168,8 @@ def stage_runs(source: Path) -> None:
     "The executed experiments, with their files."
     for folder in runs():
         page, target = read_page(folder / 'notebook.ipynb'), source / folder.relative_to(ROOT)
-        page.cells[0].source = re.sub(r'^# .*', lambda m: f'{m[0]}: {run_name(folder)}', page.cells[0].source)
+        if run_name(folder).lower() != title_of(folder / 'notebook.ipynb').lower():
+            page.cells[0].source = re.sub(r'^# .*', lambda m: f'{m[0]}: {run_name(folder)}', page.cells[0].source)
         add_below_title(page, record(folder))
         write_page(page, target / 'notebook.ipynb')
         copy_files(folder, target)
