@@ -155,7 +155,7 @@ def test_train_and_evaluate_end_to_end(tiny, tmp_path):
     assert not any(o.get('output_type') == 'error' for c in nbformat.read(done / 'notebook.ipynb', 4).cells for o in c.get('outputs', []))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_ablation_from_one_baseline_goes_on_where_it_was_and_fills_the_tables(tiny, tmp_path):
     options = {
         'overrides': tiny | {'steps': 4, 'augmentation.pasted_objects': 1, 'augmentation.cache_size': 2, 'cache': str(tmp_path / 'cache')}, 'progress': False,

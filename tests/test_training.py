@@ -242,3 +242,83 @@ def test_weights_cannot_be_written_into_a_file(tiny, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(OSError, match='file'):
         save_weights(Run(load_config('demo', **tiny), tmp_path).objective.model, tmp_path / 'file' / 'weights.safetensors')
+
+
+SHARED = '''
+import json, sys, torch
+from accelerate import Accelerator, debug_launcher
+from unsamflow.training import Run, load_config, train, training_loader
+
+
+def work(overrides, folder, mode):
+    torch.set_num_threads(1)
+    config, accelerator = load_config('demo', **overrides), Accelerator(cpu=True)
+    if mode == 'train':
+        return train(config, folder, accelerator=accelerator, progress=False)
+    torch.set_default_dtype(torch.float64)  # in single precision, rounding decides differently about a few pixels' occlusion, and 1e-5 is out of reach
+    run = Run(config, folder, accelerator)
+    torch.set_default_dtype(torch.float32)
+    imitate, double = run.objective.imitate, lambda pair: pair._replace(image_1=pair.image_1.double(), image_2=pair.image_2.double())
+    run.objective.imitate = lambda view: imitate(double(view))
+    for step in (0, 3, 6):  # a step of each stage
+        batch = double(next(training_loader(config, config.phases[0], step, step + 1, accelerator.process_index, accelerator.num_processes)))
+        run.objective.zero_grad()
+        accelerator.backward(run.parallel(batch, step)['loss'])
+        if accelerator.is_main_process:
+            torch.save({n: p.grad for n, p in run.objective.model.named_parameters()}, f'{folder}/{mode}-{step}.pt')
+
+
+if __name__ == '__main__':
+    debug_launcher(work, (json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]), num_processes=int(sys.argv[4]))
+'''
+
+
+def launch(processes, overrides, folder, mode, tmp_path):
+    "Runs the script in as many gloo processes, launched by accelerate."
+    script = tmp_path / 'script.py'
+    script.write_text(SHARED)
+    done = subprocess.run([sys.executable, str(script), json.dumps(overrides), str(folder), mode, str(processes)], capture_output=True, text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.timeout(1800)
+def test_one_process_two_processes_and_one_by_one_give_the_same_gradient(tiny, tmp_path):
+    overrides = tiny | {'batch': 8, 'hg': True, 'mf': 'concat'}
+    for processes in (1, 2):
+        launch(processes, overrides, tmp_path, f'{processes}-processes', tmp_path)
+    for step in (0, 3, 6):
+        one, two = (torch.load(tmp_path / f'{n}-processes-{step}.pt', weights_only=True) for n in (1, 2))
+        alone = gradient_one_by_one(load_config('demo', **overrides), step, tmp_path)
+        scale = max(g.abs().max() for g in one.values())
+        assert scale > 0.01
+        for name in one:
+            assert (two[name] - one[name]).abs().max() <= 1e-5 * scale, (step, name)
+            assert (alone[name] - one[name]).abs().max() <= 1e-5 * scale, (step, name)
+
+
+def gradient_one_by_one(config, step, folder):
+    "The mean of eight gradients, each of one sample."
+    torch.set_default_dtype(torch.float64)
+    run, batch = Run(config, folder), config.batch
+    torch.set_default_dtype(torch.float32)
+    imitate = run.objective.imitate
+    run.objective.imitate = lambda view: imitate(view._replace(image_1=view.image_1.double(), image_2=view.image_2.double()))
+    for k in range(batch):
+        run.objective.share = (k, batch)
+        sample = next(training_loader(config, config.phases[0], step, step + 1, k, batch))
+        sample = sample._replace(image_1=sample.image_1.double(), image_2=sample.image_2.double())
+        (run.objective(sample, step)['loss'] / batch).backward()
+    return {n: p.grad for n, p in run.objective.model.named_parameters()}
+
+
+@pytest.mark.timeout(1800)
+def test_two_processes_train_as_one_and_resume(tiny, tmp_path):
+    overrides = tiny | {'steps': 6, 'checkpoint_minutes': 0.0, 'precision': 'float32'}
+    launch(1, overrides, tmp_path / 'one', 'train', tmp_path)
+    launch(2, overrides, tmp_path / 'two', 'train', tmp_path)
+    one, two = (load_checkpoint(tmp_path / name / 'checkpoint.pt') for name in ('one', 'two'))
+    assert two['step'] == 6 and len(two['caches']) == 2
+    for name, weight in one['model'].items():
+        assert (two['model'][name] - weight).abs().max() < 1e-4, name
+    steps = [json.loads(line)['step'] for line in (tmp_path / 'two/log.jsonl').read_text().splitlines()]
+    assert steps == list(range(1, 7))  # one process writes
