@@ -1,5 +1,6 @@
 "Readers of data sets against independent ones, counts, lists, videos, the training stream, and bad input."
 
+import hashlib
 import os
 import pickle
 import shutil
@@ -239,12 +240,17 @@ def test_a_complete_sintel_has_1041_pairs_a_pass(data):
     assert len(Sintel('final')) == 1033
 
 
-@pytest.mark.parametrize('name', sorted(set(REGISTRY) - {'scenes', 'stereo', 'frames'}))
+@pytest.mark.parametrize('name', sorted(set(REGISTRY) - {'scenes', 'stereo', 'frames', 'clips'}))
 def test_an_empty_folder_says_what_and_where(data, name):
     with pytest.raises(FileNotFoundError, match='expected .*found none: get .*http'):
         dataset(name)
     with pytest.raises(FileNotFoundError, match='http'):
         dataset(name, root=data / 'nowhere')
+
+
+def test_clips_say_how_to_make_them(data):
+    with pytest.raises(FileNotFoundError, match='clips: expected SHOT/NNNNN.png, found none: get films, .*`unsamflow run clips`'):
+        dataset('clips')
 
 
 @pytest.mark.parametrize('name', ['things', 'hd1k', 'spring', 'chairs'])
@@ -275,9 +281,18 @@ def test_wrong_options(data):
 
 def test_presets_name_registered_data_sets():
     from unsamflow.training import PRESETS, load_config
-    for path in PRESETS.glob('*.yaml'):
-        for phase in load_config(path.stem).phases:
-            assert all(source.name in REGISTRY for source in phase.data), path
+    for name in {path.stem for path in PRESETS.glob('*.yaml')} - {'variants'}:
+        for phase in load_config(name).phases:
+            assert all(source.name in REGISTRY for source in phase.data), name
+
+
+@pytest.mark.parametrize('preset', ['kitti', 'kitti-aug-hg-mf', 'sintel', 'sintel-aug'])
+def test_presets_name_the_masks_and_lists_that_preparation_makes(preset):
+    from unsamflow.training import load_config
+    sources = [source for phase in load_config(preset).phases for source in phase.data]
+    for source in sources:
+        assert source.options == {'masks': source.name} | ({'list_file': source.name} if source.name.endswith('-raw') else {})
+    assert len(sources) == 2
 
 
 # Lists
@@ -290,6 +305,30 @@ def test_a_list_restricts_and_is_strict(data, tmp_path):
     (root / pairs[1][0]).unlink()
     with pytest.raises(FileNotFoundError, match=f'1 frames of .*list.txt are missing: {pairs[1][0]}$'):
         KittiRaw(list_file=tmp_path / 'list.txt')
+
+
+def test_a_list_has_its_hash_and_is_found_by_name(data, tmp_path, monkeypatch):
+    monkeypatch.setenv('UNSAMFLOW_LISTS', str(tmp_path / 'lists'))
+    (tmp_path / 'lists').mkdir()
+    miniature.kitti_raw(data)
+    path, chosen = tmp_path / 'lists/few.txt', [p[1:] for p in KittiRaw().pairs[:2]]
+    sha256 = write_list(path, chosen, 'two pairs')
+    assert (tmp_path / 'lists/few.txt.sha256').read_text() == f'{sha256}  few.txt\n' and sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert [p[1:] for p in KittiRaw(list_file='few').pairs] == chosen == [p[1:] for p in KittiRaw(list_file=path).pairs]
+    path.write_text(path.read_text().replace('two', 'three'))
+    with pytest.raises(ValueError, match=f'few.txt: expected sha256 {sha256}, found .*the list was changed'):
+        KittiRaw(list_file='few')
+    (tmp_path / 'lists/few.txt.sha256').unlink()  # on purpose, then
+    assert len(KittiRaw(list_file='few')) == 2
+    assert write_list(path, chosen, 'two pairs') == sha256
+    with pytest.raises(FileNotFoundError, match='fewer: no such list, nor .*fewer.txt: make it with `unsamflow lists'):
+        KittiRaw(list_file='fewer')
+
+
+def test_films_in_one_folder(data):
+    for number in range(3):
+        save(data / f'Sintel-raw/{number:08}.png', frame(number))
+    assert [p.name for p in SintelRaw().pairs] == ['00000000', '00000001'] and SintelRaw().frame('00000002.png').image.shape == (3, 48, 80)
 
 
 def test_list_with_spaces_blank_lines_and_bad_lines(tmp_path):
@@ -570,6 +609,7 @@ def test_masks_by_folder_store_or_generator(data, tmp_path, monkeypatch):
 def test_every_reader_can_be_pickled_and_loaded_by_workers(data):
     miniature.kitti(data, 2012), miniature.kitti(data, 2015), miniature.kitti_multiview(data), miniature.kitti_raw(data), miniature.sintel(data)
     miniature.sintel_raw(data), miniature.chairs(data), miniature.things(data), miniature.hd1k(data), miniature.middlebury(data)
+    (data / 'Sintel-raw').rename(data / 'clips'), miniature.sintel_raw(data)
     for name in sorted(set(REGISTRY) - {'scenes', 'stereo', 'frames', 'spring'}):
         source = dataset(name)
         again = pickle.loads(pickle.dumps(source))
