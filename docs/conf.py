@@ -11,6 +11,7 @@ from functools import cache
 
 from fastcore.docments import docments
 from sphinx.addnodes import pending_xref
+from sphinx.pycode import ModuleAnalyzer
 
 import unsamflow
 
@@ -102,7 +103,9 @@ def process_docstring(app, what, name, found, options, lines):
     "autodoc's docstrings, escaped, with the comments beside signatures, fields and constants."
     if what in ('data', 'attribute'):
         module = next((m for m in modules() if name.startswith(m.__name__ + '.')), None)
-        lines[:] = [escape(comments(module).get(name.removeprefix(module.__name__ + '.'), ''))] if module else []
+        text = escape(comments(module).get(name.removeprefix(module.__name__ + '.'), '')) if module else ''
+        value = repr(found) if isinstance(found, int | float | str | tuple) and len(repr(found)) < 120 else ''
+        lines[:] = [text, '', value and f'Value: ``{value}``']
         return
     lines[:] = [escape(line) for line in lines]
     if what == 'class' and name in fields():
@@ -115,6 +118,15 @@ def process_docstring(app, what, name, found, options, lines):
 def modules() -> tuple:
     "The library's modules."
     return tuple(importlib.import_module(f'unsamflow.{m.name}') for m in pkgutil.iter_modules(unsamflow.__path__) if not m.name.startswith('_'))
+
+
+def list_constants(app):
+    "autodoc passes over a constant without a `#:` comment; here every public one is listed."
+    for module in modules():
+        analyzer = ModuleAnalyzer.for_module(module.__name__)
+        analyzer.analyze()
+        constants = {name for name, _ in assignments(ast.parse(inspect.getsource(module)).body)} & set(module.__all__)
+        analyzer.attr_docs |= {('', name): [':meta hide-value:'] for name in constants}  # long ones would fill the page
 
 
 def skip_fields(app, what, name, found, skip, options):
@@ -131,5 +143,6 @@ def keep_builtins(app, doctree):
 
 def setup(app):
     app.connect('autodoc-process-docstring', process_docstring)
+    app.connect('builder-inited', list_constants)
     app.connect('autodoc-skip-member', skip_fields)
     app.connect('doctree-read', keep_builtins)

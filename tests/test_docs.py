@@ -123,6 +123,7 @@ def browser():
         pytest.skip(f'pages were not looked at in a browser: {error}')
 
 
+@pytest.mark.timeout(1500)  # a page a second on an idle machine
 def test_in_a_browser(html, browser):
     assert inspect_site.browse(html) == []
 
