@@ -53,7 +53,7 @@ from .training import Config, Source, load_config, open_source
 
 # %% ../nbs/12_preparation.ipynb #ac6f181a
 class Done(NamedTuple):
-    "What became of some items."
+    "What became of some items; two of these add up."
     made: int = 0  # items made by this call
     found: int = 0  # items that were there already
     failed: dict[str, str] = {}  # item -> why it was left out
@@ -195,13 +195,17 @@ def carry_out(
     label: str = '',
 ) -> Done:
     "Does the first few items, says what the others will cost, and does them. Raises OSError when the disk is too small for them."
-    first = list(items[::max(1, len(items) // 8)])[:8]  # from everywhere: scenes differ
-    done = share(task, first, executor, 1, progress=False)
-    left = sorted(set(range(len(items))) - set(range(0, len(items), max(1, len(items) // 8))[:8]))
+    if not items:
+        return Done()
+    first = range(0, len(items), max(1, len(items) // 8))[:8]  # from everywhere: scenes differ
+    done = share(task, [items[i] for i in first], executor, 1, progress=False)
+    left = [items[i] for i in range(len(items)) if i not in first]
+    if not left:
+        return done
     cost = Cost(len(left), len(left) * done.bytes / max(1, done.made), len(left) * done.seconds / max(1, done.made) / workers / 3600)
     tqdm.write(f'{label}: {cost}')
     check_space(folder, cost.bytes)
-    return done + share(task, [items[i] for i in left], executor, log=log, label=label)
+    return done + share(task, left, executor, log=log, label=label)
 
 # %% ../nbs/12_preparation.ipynb #03f33d8d
 GENERATORS: dict[str, Callable] = {'regions': RegionMasks, 'sam': SamMasks}
@@ -798,11 +802,13 @@ def step_seconds(
     "Time of a training step on this machine: one pair forwards and backwards, measured, times the batch, and twice that for the two self-supervised passes."
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     model, frames = UnSAMFlow().to(device), torch.rand(2, 1, 3, *config.size, device=device)
-    for _ in range(2):  # the first is a warm-up
+    times = []
+    for _ in range(4):
         began = time.perf_counter()
         sum(flow.abs().mean() for flow in model(*frames, both_directions=True).forward).backward()
         float(next(model.parameters()).grad.abs().sum())  # waits for the device
-    return 2 * config.batch * (time.perf_counter() - began)
+        times.append(time.perf_counter() - began)
+    return 2 * config.batch * min(times)  # the first ones are slower, and so are all while something else is running
 
 
 def plan(
