@@ -10,6 +10,7 @@ __all__ = ['TEMPLATES', 'FREE', 'QUIET', 'NOT_MEASURED', 'TABLES', 'find_templat
 
 # %% ../nbs/11_experiments.ipynb #95a84a13
 import json
+import logging
 import os
 import platform
 import re
@@ -33,12 +34,12 @@ from papermill.exceptions import PapermillExecutionError
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 import unsamflow
-from .files import atomic_path
+from .files import atomic_path, package_data
 from .inference import app
 from .training import load_config, one_line, read_variants
 
 # %% ../nbs/11_experiments.ipynb #4e6a5ba2
-TEMPLATES = next((p for p in (Path(unsamflow.__file__).parent / 'templates', Path(unsamflow.__file__).parents[1] / 'nbs/experiments') if p.is_dir()), Path('nbs/experiments'))
+TEMPLATES = package_data('templates')
 
 
 def find_template(
@@ -125,6 +126,7 @@ def _check_folder(folder: Path, asked: Mapping, defaults: Mapping):
             raise ValueError(f'{folder}: holds another run ({differences}): choose another folder')
 
 
+logging.getLogger('papermill').setLevel(logging.ERROR)  # it warns of parameters whose type it cannot read, such as `str | dict`; `check_parameters` has read them
 QUIET = ['--IPKernelApp.log_level=50']  # what the kernel has to say of itself is about its sockets, not about the experiment
 
 
@@ -315,7 +317,7 @@ def write_table(
     return text
 
 # %% ../nbs/11_experiments.ipynb #4349946c
-TABLES = next((p for p in (Path(unsamflow.__file__).parent / 'tables', Path(unsamflow.__file__).parents[1] / 'data/tables') if p.is_dir()), Path('data/tables'))
+TABLES = package_data('tables')
 
 
 class Column(BaseModel):

@@ -34,10 +34,9 @@ from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-import unsamflow
 from .augmentation import AffinePair, Appearance, BatchGenerator, ObjectCache, View, occlusion_crop, paste_objects
 from .datasets import CachedPairs, Mixture, Pairs, Sample, TrainingViews, collate, dataset
-from .files import atomic_path
+from .files import atomic_path, package_data
 from .flow import occlusion_forward_backward, occlusion_range_map
 from .homography import homography_loss
 from .losses import boundary_aware_smoothness, edge_aware_smoothness, pyramid_photometric_loss, self_supervision_loss
@@ -173,7 +172,7 @@ class Config(Strict):
         return starts[number], starts[number + 1]
 
 # %% ../nbs/08_training.ipynb #f305d1f2
-PRESETS = next((p for p in (Path(unsamflow.__file__).parent / 'presets', Path(unsamflow.__file__).parents[1] / 'data/presets') if p.is_dir()), Path('data/presets'))  # inside an installed package, or in the repository
+PRESETS = package_data('presets')
 
 
 def _merge(base: dict, change: dict) -> dict:
