@@ -124,25 +124,33 @@ def _band(
     return product.as_strided((*shape, tile, tile + 1, tile + 1), strides)
 
 # %% ../nbs/04_network.ipynb #34fa0fdd
+def _operands(
+    a: Tensor,  # (B, C, h, w)
+    b: Tensor,  # (B, C, h, w)
+    radius: int,
+) -> tuple[Tensor, Tensor, tuple]:  # tiles (B rows columns, T T, C), their surroundings (B rows columns, 2 T 2 T, C); B, rows, columns, T
+    "Both sides of the batched product."
+    tiles = _tiles(a.permute(0, 2, 3, 1), 2 * radius)
+    around = _surroundings(b.permute(0, 2, 3, 1), radius)
+    return tiles.reshape(-1, 4 * radius ** 2, a.shape[1]), around.reshape(-1, 16 * radius ** 2, b.shape[1]), tuple(tiles.shape[:4])
+
 class _Correlation(torch.autograd.Function):
     "sum over channels of a(p) b(p + d), for all d up to `radius`: (B, C, h, w) twice -> (B, (2 radius + 1)^2, h, w)."
     @staticmethod
     def forward(ctx, a: Tensor, b: Tensor, radius: int) -> Tensor:
-        height, width = a.shape[2:]
-        tiles = _tiles(a.permute(0, 2, 3, 1), 2 * radius)
-        ctx.shape = tiles.shape[:4]
-        tiles = tiles.reshape(-1, 4 * radius ** 2, a.shape[1])
-        around = _surroundings(b.permute(0, 2, 3, 1), radius).reshape(-1, 16 * radius ** 2, b.shape[1])
-        ctx.save_for_backward(tiles, around)
-        return _untiled(_band(torch.bmm(tiles, around.transpose(1, 2)), ctx.shape), height, width).permute(0, 3, 1, 2)
+        ctx.save_for_backward(a, b)  # the surroundings are four times as large: laid out again when they are needed
+        ctx.radius = radius
+        tiles, around, shape = _operands(a, b, radius)
+        return _untiled(_band(torch.bmm(tiles, around.transpose(1, 2)), shape), *a.shape[2:]).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        (tiles, around), tile, (height, width) = ctx.saved_tensors, ctx.shape[3], grad.shape[2:]
+        tiles, around, shape = _operands(*ctx.saved_tensors, ctx.radius)
+        tile, (height, width) = shape[3], grad.shape[2:]
         product = tiles.new_zeros(len(tiles), tile ** 2, 4 * tile ** 2)
-        _band(product, ctx.shape).copy_(_tiles(grad.permute(0, 2, 3, 1), tile).unflatten(5, (tile + 1, tile + 1)))
-        a = torch.bmm(product, around).view(*ctx.shape, tile, -1)
-        b = torch.bmm(product.transpose(1, 2), tiles).view(*ctx.shape[:3], 2 * tile, 2 * tile, -1)
+        _band(product, shape).copy_(_tiles(grad.permute(0, 2, 3, 1), tile).unflatten(5, (tile + 1, tile + 1)))
+        a = torch.bmm(product, around).view(*shape, tile, -1)
+        b = torch.bmm(product.transpose(1, 2), tiles).view(*shape[:3], 2 * tile, 2 * tile, -1)
         return _untiled(a, height, width).permute(0, 3, 1, 2), _sum_surroundings(b, height, width).permute(0, 3, 1, 2), None
 
 # %% ../nbs/04_network.ipynb #36e2bbb4
