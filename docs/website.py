@@ -35,9 +35,16 @@ def runs() -> list[Path]:
     return sorted(p.parent for p in (ROOT / 'results').rglob('notebook.ipynb') if (p.parent / 'metrics.json').is_file())
 
 
-def module_of(notebook: Path) -> str:
-    "00_flow -> flow"
-    return notebook.stem.split('_', 1)[1]
+def module_of(notebook: Path) -> str | None:
+    "The module that a notebook exports; None when it exports none."
+    sources = (cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == 'code')
+    found = (re.search(r'^#\s*\|\s*default_exp\s+(\w+)', source, re.MULTILINE) for source in sources)
+    return next((match[1] for match in found if match), None)
+
+
+def modules() -> dict[Path, str]:
+    "The notebooks that export a module, and the module's name."
+    return {path: name for path in notebooks() if (name := module_of(path))}
 
 
 def title_of(notebook: Path) -> str:
@@ -118,19 +125,19 @@ def stage_notebooks(source: Path) -> None:
     "A page for each component, with the way to its reference."
     for path in notebooks():
         page, name = read_page(path), module_of(path)
-        add_below_title(page, f'Defines [`unsamflow.{name}`](../api/{name}.md). Code with a bar at its left is exported into the library; the rest shows that it does what it should.')
+        if name:
+            add_below_title(page, f'Defines [`unsamflow.{name}`](../api/{name}.md). Code with a bar at its left is exported into the library; the rest shows that it does what it should.')
         write_page(page, source / path.relative_to(ROOT))
 
 
 def stage_reference(source: Path) -> None:
     "A page for each module, written by autodoc."
-    names = [module_of(path) for path in notebooks()]
-    for path, name in zip(notebooks(), names):
+    for path, name in modules().items():
         text = f'# unsamflow.{name}\n\nThe notebook [{path.stem}](../{path.relative_to(ROOT)}) explains and defines what is listed here.\n\n'
         write_text(text + f'```{{eval-rst}}\n.. automodule:: unsamflow.{name}\n   :members:\n   :undoc-members:\n```\n', source / f'api/{name}.md')
-    rows = [f'- [unsamflow.{name}]({name}.md)' for name in names]
+    rows = [f'- [unsamflow.{name}]({name}.md)' for name in modules().values()]
     text = '# Reference\n\nEvery public name, from the docstrings and the comments beside the parameters.\n\n'
-    write_text(text + '\n'.join(rows) + '\n\n' + toctree('Modules', *names), source / 'api/index.md')
+    write_text(text + '\n'.join(rows) + '\n\n' + toctree('Modules', *modules().values()), source / 'api/index.md')
 
 
 def stage_templates(source: Path) -> None:

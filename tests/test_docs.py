@@ -62,14 +62,13 @@ def test_outputs_are_shown_and_directives_are_not(html):
         page = inspect_site.parsed(html / f'nbs/{path.stem}.html')
         text = page.get_text()
         assert not re.search(r'#\s*\| ?(export|hide|default_exp|echo)', text)
-        assert page.find(class_='tag_exported') and page.find(class_='cell_output')
+        assert bool(page.find(class_='tag_exported')) == bool(website.module_of(path)) and page.find(class_='cell_output')
         assert not re.search(r'nbdev_export|nbdev\.export', text)
 
 
 def public_names():
     "(module, name) of everything that the library exports."
-    for path in website.notebooks():
-        name = website.module_of(path)
+    for name in website.modules().values():
         tree = ast.parse((ROOT / f'unsamflow/{name}.py').read_text())
         exported = next(n.value for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == '__all__')
         yield from ((name, public) for public in ast.literal_eval(exported))
