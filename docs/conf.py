@@ -58,9 +58,10 @@ def assignments(body: list, prefix: str = ''):
     for node in body:
         if isinstance(node, ast.ClassDef):
             yield from assignments(node.body, f'{prefix}{node.name}.')
-        for target in getattr(node, 'targets', [getattr(node, 'target', None)]):
-            if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(target, ast.Name):
-                yield prefix + target.id, node
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = [name for target in targets for name in (target.elts if isinstance(target, ast.Tuple) else [target]) if isinstance(name, ast.Name)]
+            yield from ((prefix + name.id, node) for name in names)
 
 
 @cache
