@@ -153,10 +153,10 @@ def draw(path, runs):
             done, cost, memory = np.array(found['course'][stage]).T
             width = max(1, len(cost) // 60)
             smooth = np.convolve(cost, np.ones(width) / width, 'valid')
-            ax[0].plot(done[-len(smooth):], smooth, style, c=colour, label=f'{stage}, {found["pairs"]:,} pairs')
-            ax[1].plot(done, memory, style, c=colour)
-    ax[0].set_xlabel('images done'); ax[0].set_ylabel('CPU time per image, ms'); ax[0].set_ylim(0); ax[0].legend()
-    ax[1].set_xlabel('images done'); ax[1].set_ylabel('memory, MB'); ax[1].set_ylim(0)
+            ax[0].plot(done[-len(smooth):], smooth, style, c=colour)
+            ax[1].plot(done, memory, style, c=colour, label=f'{stage}, {found["pairs"]:,} pairs')
+    ax[0].set_xlabel('images done'); ax[0].set_ylabel('CPU time per image, ms'); ax[0].set_ylim(0)
+    ax[1].set_xlabel('images done'); ax[1].set_ylabel('memory of a process, MB'); ax[1].set_ylim(0, 1000); ax[1].legend(loc='lower right')
     fig.savefig(path, dpi=80)
 
 
