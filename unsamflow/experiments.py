@@ -113,7 +113,7 @@ def is_finished(
     return (Path(folder) / 'metrics.json').is_file()
 
 
-FREE = ('folder', 'minutes')  # parameters that may differ from call to call: they change nothing in what comes out
+FREE = ('folder', 'minutes', 'processes', 'scheduler', 'archives', 'partial_data')  # parameters that may differ from call to call: they change nothing in what comes out
 
 
 def _check_folder(folder: Path, asked: Mapping, defaults: Mapping):

@@ -422,8 +422,8 @@ def cache_name(
     source: Source,
     config: Config,
 ) -> str:  # a folder name
-    "Names the prepared frames of a source: other options, masks or size, another folder. The number of scenes does not matter."
-    options = {k: v for k, v in source.options.items() if k != 'count'}
+    "Names the prepared frames of a source: other options, masks or size, another folder. How many scenes, and which fold of Sintel, does not matter to a frame."
+    options = {k: v for k, v in source.options.items() if k not in ('count', 'fold')}
     if config.fit == 'resize':
         options['size'] = config.size
     return f'{source.name}-{hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]}'
