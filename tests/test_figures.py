@@ -29,7 +29,7 @@ def make_run(folder, preset, seed=1, weights=None):
 
 @pytest.fixture(scope='module')
 def drawn(tmp_path_factory):
-    "A run of the figures template: one variant with weights, one without them, one never trained, beside the shipped baseline."
+    "A run of the figures template: one variant with weights, one without them, one never trained, beside the shipped baseline of the same preset."
     root = tmp_path_factory.mktemp('figures')
     torch.manual_seed(0)
     make_run(root / 'results/scenes-aug-hg-mf/seed-1', 'scenes-aug-hg-mf', weights=UnSAMFlow('concat'))
@@ -50,7 +50,7 @@ def test_what_is_not_trained_is_named_and_has_no_number(drawn):
     metrics, text = json.loads((drawn / 'metrics.json').read_text()), (drawn / 'figures.md').read_text()
     networks = metrics['networks']
     assert networks['+aug +hg'] == 'not trained' and networks['+aug'] == 'weights not here'
-    assert 'shipped weights `baseline`' in networks['baseline'] and 'seed-1' in networks['+aug +hg +mf']
+    assert 'shipped weights `scenes`' in networks['baseline'] and 'seed-1' in networks['+aug +hg +mf']
     assert '| +aug +hg | not trained |' in text and all(f'## {name}\n' in text for name in NAMES)
     for numbers in metrics['figure-1'].values():
         assert set(numbers) == {'baseline', '+aug +hg +mf'}
@@ -58,7 +58,7 @@ def test_what_is_not_trained_is_named_and_has_no_number(drawn):
 
 def test_the_numbers_under_the_pictures_are_those_of_the_networks(drawn):
     metrics, sample = json.loads((drawn / 'metrics.json').read_text()), dataset('scenes', **SCENES)[1]
-    flow = predict(load_model(), sample.image_1, sample.image_2)
+    flow = predict(load_model('scenes'), sample.image_1, sample.image_2)
     assert metrics['figure-1'][sample.name]['baseline']['epe'] == pytest.approx(endpoint_error(flow, sample.flow.numpy()).mean(), rel=1e-4)
 
 
