@@ -105,7 +105,7 @@ def recipe(command: str, folder: Path, environment: dict) -> str:
     "What the shell runs: for make, the recipe of the target."
     if not command.startswith('make'):
         return command
-    planned = subprocess.run(f'make -n -o .venv/.ready {command[4:]}', shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+    planned = subprocess.run(f'make --no-print-directory -n -o .venv/.ready {command[4:]}', shell=True, cwd=folder, env={k: v for k, v in environment.items() if k not in ('MAKEFLAGS', 'MAKELEVEL', 'MFLAGS')}, capture_output=True, text=True)
     assert planned.returncode == 0, planned.stderr
     return ' && '.join(planned.stdout.strip().splitlines()) or 'true'
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from unsamflow.training import PRESETS, Log, Objective, Run, Source, cache_name, load_checkpoint, load_config, save_checkpoint, save_weights, train, training_loader
+from unsamflow.training import PRESETS, Log, Objective, Run, Source, cache_name, load_checkpoint, load_config, read_variants, save_checkpoint, save_weights, train, training_loader
 
 TRAIN = '''
 import json, sys, torch
@@ -190,14 +190,15 @@ def test_workers_change_nothing(tiny):
         assert torch.equal(a.image_1, b.image_1)
 
 
-@pytest.mark.parametrize('name', sorted(p.stem for p in PRESETS.glob('*.yaml')))
-def test_every_preset_is_valid(name):
+@pytest.mark.parametrize('name', sorted({p.stem for p in PRESETS.glob('*.yaml')} - {'variants'}))
+def test_every_preset_is_valid_with_every_variant(name):
     assert load_config(name).steps > 0
+    assert all(load_config(f'{name}-{variant}').name == f'{name}-{variant}' for variant in read_variants())
 
 
 @pytest.mark.parametrize('key, value', [
     ('stepps', 3), ('steps', '3'), ('steps', 0), ('fit', 'stretch'), ('augmentation.zoom', [1.0]), ('stages', []), ('mf', 'max'), ('clip', -1.0), ('swap', 2.0),
-    ('augmentation.crop', [128, 128]), ('smoothness', 'image-edge')])
+    ('augmentation.crop', [128, 128]), ('smoothness_weight', -1.0)])
 def test_bad_configuration_is_one_line_that_names_the_key(key, value):
     with pytest.raises(ValueError, match=key) as error:
         load_config('demo', **{key: value})
@@ -319,6 +320,6 @@ def test_two_processes_train_as_one_and_resume(tiny, tmp_path):
     one, two = (load_checkpoint(tmp_path / name / 'checkpoint.pt') for name in ('one', 'two'))
     assert two['step'] == 6 and len(two['caches']) == 2
     for name, weight in one['model'].items():
-        assert (two['model'][name] - weight).abs().max() < 1e-4, name
+        assert (two['model'][name] - weight).abs().max() < 1e-3, name  # six steps of Adam at 4e-4 move a weight by up to 2.4e-3; rounding flips a few signs
     steps = [json.loads(line)['step'] for line in (tmp_path / 'two/log.jsonl').read_text().splitlines()]
     assert steps == list(range(1, 7))  # one process writes
