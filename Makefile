@@ -65,7 +65,7 @@ benchmark: $(READY) ## every fast path beside its plain version, growth, and a G
 	@OMP_NUM_THREADS=2 $(BIN)/unsamflow run benchmark device=$(DEVICE) --folder results/benchmark/$(DEVICE) --again
 
 test: $(READY) ## run every notebook and every test
-	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 && $(BIN)/python -m pytest tests
+	@export OMP_NUM_THREADS=1 && $(BIN)/nbdev-test --n-workers 2 && $(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 check: $(READY) ## fail when the library, the stored notebooks or the README differ from the notebooks
 	@$(BIN)/python docs/check.py
