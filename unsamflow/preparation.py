@@ -7,7 +7,7 @@ __all__ = ['GENERATORS', 'THUMBNAIL', 'RULES', 'RAW', 'KITTI_2012', 'KITTI_2015'
            'PIXEL_BYTES', 'SECONDS', 'EXPECTED', 'FOLDS', 'Generator', 'Overrides', 'Processes', 'Scheduler',
            'Archives', 'PartialData', 'Done', 'share', 'Log', 'shard', 'open_executor', 'Cost', 'check_space',
            'carry_out', 'open_generator', 'frame_keys', 'without_pairs', 'make_masks', 'memory', 'prepare_masks',
-           'make_frames', 'prepare_cache', 'thumbnail', 'Strip', 'read_strip', 'make_strips', 'Rule', 'look_alike',
+           'make_frames', 'prepare_cache', 'thumbnail', 'Strip', 'read_strip', 'make_strips', 'look_alike', 'Rule',
            'read_pictures', 'mapped_scenes', 'Listed', 'choose_pairs', 'raw_folders', 'build_list', 'describe_rule',
            'compare_with_paper', 'Archive', 'unpack', 'unpack_some', 'check_parts', 'check_archives', 'sources_of',
            'chain_of', 'opened_source', 'benchmarks_of', 'label_of', 'masked', 'Step', 'describe', 'preparation_steps',
@@ -25,6 +25,7 @@ import shutil
 import threading
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ import yaml
 from PIL import Image
 from tqdm import tqdm
 
-from .datasets import CachedPairs, KittiRaw, Pairs, SintelRaw, consecutive, dataset, picture_keys, setting, write_list
+from .datasets import CachedPairs, Pairs, consecutive, dataset, picture_keys, setting, write_list
 from .evaluation import predictions, write_submission
 from .experiments import app, run
 from .files import atomic_path, read_image
@@ -59,7 +60,7 @@ class Done(NamedTuple):
     failed: dict[str, str] = {}  # item -> why it was left out
     seconds: float = 0.0  # time spent on those made, summed over processes
     bytes: int = 0  # size of what was made
-    memory: float = 0.0  # most memory that a process had, MB
+    memory: float = 0.0  # most memory that a process had, MB of 2**20 bytes
     cpu: float = 0.0  # processor time, summed over processes: what the work costs, however busy the machine is
 
     def __add__(self, other: 'Done') -> 'Done':
@@ -147,7 +148,9 @@ def open_executor(
     processes: int = 1,  # worker processes on this machine, spread over its GPUs
     scheduler: str = '',  # address of a Dask scheduler, whose workers are used instead
 ) -> Iterator[tuple[Executor | None, int]]:  # None for this process alone; how many tasks run at a time
-    "What runs the tasks. Raises ImportError without dask.distributed, OSError for a scheduler that does not answer."
+    "What runs the tasks. Raises ValueError for less than one process, ImportError without dask.distributed, OSError for a scheduler that does not answer."
+    if processes < 1:
+        raise ValueError(f'processes: expected at least 1, found {processes}')
     if scheduler:
         from distributed import Client
         with Client(scheduler) as client:
@@ -167,11 +170,15 @@ class Cost(NamedTuple):
     hours: float
 
     def __str__(self) -> str:
-        return f'{self.items:,} to do: about {self.bytes / 1e9:.3g} GB and {_duration(self.hours)}'
+        return f'{self.items:,} to do: about {_size(self.bytes)} and {_duration(self.hours)}'
+
+
+def _size(count: float) -> str:
+    return f'{count / 1e9:,.0f} GB' if count >= 1e11 else f'{count / 1e9:.3g} GB'
 
 
 def _duration(hours: float) -> str:
-    return f'{hours:.1f} hours' if hours >= 1 else f'{60 * hours:.0f} minutes' if hours >= 1 / 60 else f'{3600 * hours:.0f} seconds'
+    return f'{hours:,.1f} hours' if hours >= 1 else f'{60 * hours:.0f} minutes' if hours >= 1 / 60 else f'{3600 * hours:.0f} seconds'
 
 
 def check_space(
@@ -182,7 +189,7 @@ def check_space(
     there = next(f for f in (Path(folder).absolute(), *Path(folder).absolute().parents) if f.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
-        raise OSError(f'{folder}: expected {needed / 1e9:.3g} GB of free space, found {free / 1e9:.3g} GB')
+        raise OSError(f'{folder}: expected {_size(needed)} of free space, found {_size(free)}')
 
 
 def carry_out(
@@ -231,7 +238,9 @@ def _opened(spec: str) -> Callable:
 def open_generator(
     spec: Mapping,  # name: 'regions', 'sam' or 'package.module:name'; its arguments
 ) -> Callable:
-    "A mask generator by name, one per process. Raises ValueError for an unknown name, TypeError for unknown arguments."
+    "A mask generator by name, one per process. Raises ValueError without a name or for an unknown one, TypeError for unknown arguments."
+    if 'name' not in spec:
+        raise ValueError(f'generator: expected a name and its arguments, such as {{name: sam}}, found {dict(spec)}')
     return _opened(json.dumps(dict(spec), sort_keys=True))
 
 # %% ../nbs/12_preparation.ipynb #eb0b151d
@@ -267,7 +276,7 @@ def make_masks(
 
 
 def memory() -> float:
-    "Memory of this process, MB."
+    "Memory that this process holds, MB of 2**20 bytes."
     return psutil.Process().memory_info().rss / 2**20
 
 
@@ -399,7 +408,28 @@ def make_strips(
         total += Done(0 if found else count, count if found else 0, failed, time.perf_counter() - began, 0, memory())
     return total
 
-# %% ../nbs/12_preparation.ipynb #edb36ef2
+# %% ../nbs/12_preparation.ipynb #2e562c3f
+def _unit(small: np.ndarray) -> np.ndarray:
+    "(N, 16, 48) -> (N, 768), mean 0 and length 1, so that products are correlations; a picture without contrast is like nothing."
+    flat = small.reshape(len(small), math.prod(THUMBNAIL)).astype(np.float32)
+    flat -= flat.mean(1, keepdims=True)
+    length = np.linalg.norm(flat, axis=1, keepdims=True)
+    contrast = length > 2 * math.sqrt(flat.shape[1])  # a deviation of 2 grey levels: what is below is black frames and their noise
+    return np.where(contrast, flat / np.maximum(length, 1e-6), 0)
+
+
+def look_alike(
+    small: np.ndarray,  # (N, 16, 48) thumbnails
+    pictures: np.ndarray,  # (P, 16, 48) thumbnails
+    alike: float,  # least correlation
+) -> np.ndarray:  # (N,) bool
+    "Which thumbnails show one of the pictures."
+    known, hit = _unit(pictures).T, np.zeros(len(small), bool)
+    for start in range(0, len(small) if len(pictures) else 0, 1000):
+        hit[start:start + 1000] = (_unit(small[start:start + 1000]) @ known).max(1) >= alike
+    return hit
+
+# %% ../nbs/12_preparation.ipynb #5d1f8807
 class Rule(NamedTuple):
     "Which pairs of a raw recording are used."
     scenes: tuple[str, ...]  # pictures, below the data folder, whose whole scene is left out
@@ -418,57 +448,43 @@ RULES = {
     'sintel-raw': Rule(('Sintel/test/final/*/*.png',), alike=0.95, cut=27.0, depth=1, published=12_500),
 }
 
-
-def _unit(small: np.ndarray) -> np.ndarray:
-    "(N, 16, 48) -> (N, 768), mean 0 and length 1, so that products are correlations; a picture without contrast is like nothing."
-    flat = small.reshape(len(small), math.prod(THUMBNAIL)).astype(np.float32)
-    flat -= flat.mean(1, keepdims=True)
-    length = np.linalg.norm(flat, axis=1, keepdims=True)
-    return np.where(length > 2 * math.sqrt(flat.shape[1]), flat / np.maximum(length, 1e-6), 0)
-
-
-def look_alike(
-    small: np.ndarray,  # (N, 16, 48) thumbnails
-    pictures: np.ndarray,  # (P, 16, 48) thumbnails
-    alike: float,  # least correlation
-) -> np.ndarray:  # (N,) bool
-    "Which thumbnails show one of the pictures."
-    known, hit = _unit(pictures).T, np.zeros(len(small), bool)
-    for start in range(0, len(small) if len(pictures) else 0, 1000):
-        hit[start:start + 1000] = (_unit(small[start:start + 1000]) @ known).max(1) >= alike
-    return hit
-
-
+# %% ../nbs/12_preparation.ipynb #1acee8e3
 def _numbers(keys: np.ndarray) -> np.ndarray:
-    "The frames' numbers: the last digits of their names."
-    return np.array([int(re.search(r'(\d+)\D*$', key)[1]) for key in keys], np.int64)
+    "The frames' numbers, the last digits of their names; -1 for a name without any, which is in no pair."
+    found = (re.search(r'(\d+)\D*$', key) for key in keys)
+    return np.array([int(match[1]) if match else -1 for match in found], np.int64)
 
 
-def _scenes(strip: Strip, steps: np.ndarray, rule: Rule) -> np.ndarray:
+def _steps(strip: Strip) -> np.ndarray:
+    "(N - 1,) mean absolute difference from each thumbnail to the next, grey levels; 0 beside a frame that does not decode."
+    sound = strip.faults == ''
+    return np.abs(np.diff(strip.small.astype(np.int16), axis=0)).mean((1, 2)) * (sound[1:] & sound[:-1])
+
+
+def _scenes(strip: Strip, rule: Rule) -> np.ndarray:
     "The scene that each frame belongs to: its leading folders and, where films are cut, a number."
-    shot = np.concatenate([[0], np.cumsum(steps > rule.cut)])
+    shot = np.concatenate([[0], np.cumsum(_steps(strip) > rule.cut)])
     return np.array(['/'.join(key.split('/')[:-1][:rule.depth]) + (f' shot {n}' if n else '') for key, n in zip(strip.keys, shot)], str)
 
-
-def _steps(small: np.ndarray) -> np.ndarray:
-    "(N - 1,) mean absolute difference from each thumbnail to the next, grey levels."
-    return np.abs(np.diff(small.astype(np.int16), axis=0)).mean((1, 2)) if len(small) > 1 else np.zeros(0)
-
-
+# %% ../nbs/12_preparation.ipynb #699a3351
 def read_pictures(
     data: Path,
     patterns: Sequence[str],  # relative to `data`
-    keep: Path,
+    keep: Path,  # where thumbnails are kept
 ) -> np.ndarray:  # (P, 16, 48)
-    "Thumbnails of the pictures that patterns name. Raises FileNotFoundError for a pattern that names none."
+    "Thumbnails of the pictures that patterns name. Raises FileNotFoundError for a pattern that names none, ValueError for a picture that does not decode."
     found = []
     for pattern in patterns:
         files = sorted(data.glob(pattern))
         if not files:
             raise FileNotFoundError(f'{data / pattern}: expected the pictures whose scenes the list leaves out, found none')
-        for folder in sorted({f.parent.relative_to(data).as_posix() for f in files}):
-            strip, wanted = read_strip(data, folder, keep)[0], {f.relative_to(data).as_posix() for f in files}
-            found.append(strip.small[[key in wanted and not fault for key, fault in zip(strip.keys, strip.faults)]])
+        wanted = {f.relative_to(data).as_posix() for f in files}
+        for folder in sorted({key.rpartition('/')[0] for key in wanted}):
+            strip = read_strip(data, folder, keep)[0]
+            chosen = np.array([key in wanted for key in strip.keys], bool)
+            if faults := [fault for fault in strip.faults[chosen] if fault]:
+                raise ValueError(f'{faults[0]}: its scene cannot be recognised, and so not be left out')
+            found.append(strip.small[chosen])
     return np.concatenate(found) if found else np.zeros((0, *THUMBNAIL), np.uint8)
 
 
@@ -480,7 +496,7 @@ def mapped_scenes(
     files = [f for pattern in rule.mapping for f in sorted(data.glob(pattern))]
     return {f'{m[1]}/{m[0]}' for f in files for m in re.finditer(r'(\d{4}_\d\d_\d\d)_drive_\d{4}_sync', f.read_text())}
 
-# %% ../nbs/12_preparation.ipynb #c4040cb5
+# %% ../nbs/12_preparation.ipynb #ce1cd594
 class Listed(NamedTuple):
     "A list and how it came about."
     pairs: list[tuple[str, str]]
@@ -498,17 +514,17 @@ def _hits(strips: Sequence[Strip], scenes: Sequence[np.ndarray], pictures: np.nd
     return found
 
 
-def _reason(i: int, strip: Strip, scene: np.ndarray, number: np.ndarray, steps: np.ndarray, rule: Rule, whole: set[str], near: Mapping[str, set[int]]) -> str:
-    "Why the pair of frames i and i + 1 is left out; 'kept' when it is not."
-    if strip.faults[i] or strip.faults[i + 1]:
+def _reason(i: int, j: int, strip: Strip, scene: np.ndarray, number: np.ndarray, rule: Rule, whole: set[str], near: Mapping[str, set[int]]) -> str:
+    "Why the pair of the frames at places i and j is left out; 'kept' when it is not."
+    if strip.faults[i] or strip.faults[j]:
         return 'unreadable'
-    if scene[i] in whole or scene[i + 1] in whole:
+    if scene[i] in whole or scene[j] in whole:
         return 'scene of a test picture'
-    if scene[i] != scene[i + 1]:
+    if scene[i] != scene[j]:
         return 'cut'
-    if any(n - rule.around <= k <= n + rule.around for n in near.get(scene[i], ()) for k in (number[i], number[i + 1])):
+    if any(abs(number[k] - n) <= rule.around for n in near.get(scene[i], ()) for k in (i, j)):
         return 'near a test picture'
-    return 'static' if steps[i] < rule.static else 'kept'
+    return 'static' if np.abs(strip.small[j].astype(np.int16) - strip.small[i]).mean() < rule.static else 'kept'
 
 
 def choose_pairs(
@@ -519,21 +535,20 @@ def choose_pairs(
     mapped: set[str] = frozenset(),  # scenes left out by name
 ) -> Listed:
     "Applies a rule to the consecutive pairs of all folders."
-    steps = [_steps(strip.small) for strip in strips]
-    scenes = [_scenes(strip, step, rule) for strip, step in zip(strips, steps)]
+    scenes = [_scenes(strip, rule) for strip in strips]
     same, near = (_hits(strips, scenes, pictures, rule) for pictures in (scene_pictures, frame_pictures))
     pairs, counts = [], {}
-    for strip, step, scene in zip(strips, steps, scenes):
+    for strip, scene in zip(strips, scenes):
         number, place = _numbers(strip.keys), {str(key): i for i, key in enumerate(strip.keys)}
         for a, b in consecutive(list(place)):
-            reason = _reason(place[a], strip, scene, number, step, rule, same.keys() | mapped, near)
+            reason = _reason(place[a], place[b], strip, scene, number, rule, same.keys() | mapped, near)
             counts[reason] = counts.get(reason, 0) + 1
             pairs += [(a, b)] if reason == 'kept' else []
     failed = {str(k): str(f) for strip in strips for k, f in zip(strip.keys, strip.faults) if f}
     return Listed(pairs, counts, {'pictures': sorted(same), 'mapping': sorted(mapped), 'neighbourhood': sorted(near)}, failed)
 
-# %% ../nbs/12_preparation.ipynb #5d1f8807
-RAW = {'kitti-raw': KittiRaw, 'sintel-raw': SintelRaw}
+# %% ../nbs/12_preparation.ipynb #2ef45078
+RAW = {'kitti-raw': 'KITTI-raw', 'sintel-raw': 'Sintel-raw'}  # raw recording -> its folder in the data folder
 
 
 def raw_folders(
@@ -543,8 +558,7 @@ def raw_folders(
     "The folders of frames of a raw recording. Raises ValueError for another name, FileNotFoundError with the page to get it from."
     if name not in RAW:
         raise ValueError(f'lists: expected one of {sorted(RAW)}, found {name!r}')
-    source = dataset(name, root=root)
-    return list(dict.fromkeys(key.rpartition('/')[0] for key in frame_keys(source)))
+    return list(dict.fromkeys(key.rpartition('/')[0] for key in frame_keys(dataset(name, root=root))))
 
 
 def build_list(
@@ -554,9 +568,9 @@ def build_list(
     executor: Executor | None = None,
     log: str | Path | None = None,
 ) -> Listed:
-    "The pairs of a raw recording by a rule; every picture is decoded once. Raises FileNotFoundError when the recording, or the pictures to leave out, are not there."
-    root, rule = Path(root or setting('data') / {'kitti-raw': 'KITTI-raw', 'sintel-raw': 'Sintel-raw'}[name]), rule or RULES[name]
-    keep, folders = setting('cache') / 'thumbnails', raw_folders(name, root)
+    "The pairs of a raw recording by a rule; every picture is decoded once. Raises ValueError for another name, FileNotFoundError when the recording, or the pictures to leave out, are not there."
+    root = Path(root or setting('data') / RAW.get(name, ''))
+    keep, folders, rule = setting('cache') / 'thumbnails', raw_folders(name, root), rule or RULES[name]
     share(partial(make_strips, root, keep / name), folders, executor, 1, log, 'thumbnails', 'folder')
     strips = [read_strip(root, folder, keep / name)[0] for folder in folders]
     pictures = [read_pictures(setting('data'), patterns, keep / 'benchmark') for patterns in (rule.scenes, rule.frames)]
@@ -584,7 +598,7 @@ def compare_with_paper(
     published: int,
 ) -> str:
     "How far a list is from the published one."
-    return f'{count:,} pairs; the paper has {published:,}: {count - published:+,} ({(count - published) / published:+.1%})'
+    return f'{count:,} pairs' if not published else f'{count:,} pairs; the paper has {published:,}: {count - published:+,} ({(count - published) / published:+.1%})'
 
 # %% ../nbs/12_preparation.ipynb #6b79a75a
 class Archive(NamedTuple):
@@ -611,27 +625,30 @@ PARTS = {  # data sets of a chain, whose completeness is checked
 }
 
 
+def _within(name: str) -> bool:
+    "Whether a member's name stays in the folder that it is unpacked into."
+    return not Path(name).is_absolute() and '..' not in Path(name).parts
+
+
 def unpack(
     path: Path,  # a zip file
     into: Path,
     members: str,  # regular expression: the files that are wanted
 ) -> Done:
-    "Unpacks what is not there yet, file by file, each whole or absent. Raises ValueError for a damaged archive."
-    total, began = Done(), time.perf_counter()
+    "Unpacks what is not there yet, file by file, each whole or absent. Raises ValueError for a damaged archive, OSError when the disk is too small for it."
+    began = time.perf_counter()
     try:
         with zipfile.ZipFile(path) as archive:
-            for member in (m for m in archive.infolist() if re.fullmatch(members, m.filename)):
-                goal = into / member.filename
-                if goal.is_file() and goal.stat().st_size == member.file_size:
-                    total += Done(found=1)
-                    continue
+            wanted = {into / m.filename: m for m in archive.infolist() if re.fullmatch(members, m.filename) and _within(m.filename)}
+            missing = {goal: m for goal, m in wanted.items() if not goal.is_file() or goal.stat().st_size != m.file_size}
+            check_space(into, sum(m.file_size for m in missing.values()))
+            for goal, member in missing.items():
                 goal.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(member) as packed, atomic_path(goal) as temporary, open(temporary, 'wb') as file:
                     shutil.copyfileobj(packed, file, 1 << 20)
-                total += Done(1, bytes=member.file_size)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, zipfile.zlib.error) as error:
+    except (zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise ValueError(f'{path}: expected a whole zip archive, found a damaged one ({error}): download it again') from error
-    return total._replace(seconds=time.perf_counter() - began)
+    return Done(len(missing), len(wanted) - len(missing), seconds=time.perf_counter() - began, bytes=sum(m.file_size for m in missing.values()))
 
 
 def unpack_some(into: Path, jobs: Sequence[tuple[Path, Archive]]) -> Done:
@@ -663,9 +680,11 @@ def check_archives(
     partial_data: bool = False,  # go on with what is there
     executor: Executor | None = None,
 ) -> tuple[Done, list[dict], list[str]]:  # unpacked; a row for each data set; what is missing
-    "Unpacks the archives that are at hand and checks the official folders. Raises FileNotFoundError that lists everything that is missing."
+    "Unpacks the archives that are at hand and checks the official folders. Raises ValueError for another chain, FileNotFoundError that lists everything that is missing."
+    if archives and not Path(archives).is_dir():
+        raise FileNotFoundError(f'archives: expected the folder of the downloaded zip files, found no folder {archives}')
     if chain not in ARCHIVES:
-        raise ValueError(f'expected one of {sorted(ARCHIVES)}, found {chain!r}')
+        raise ValueError(f'chain: expected one of {sorted(ARCHIVES)}, found {chain!r}')
     jobs = [(path, archive) for archive in ARCHIVES[chain] for path in sorted(Path(archives or setting('data')).glob(archive.name))]
     unpacked = share(partial(unpack_some, setting('data')), jobs, executor, 1, label='archives', unit='archive', progress=bool(jobs))
     rows, problems = check_parts(chain)
@@ -743,7 +762,7 @@ class Step(NamedTuple):
 def describe(
     done: Done,
 ) -> dict:
-    "What a stage's metrics say of the work."
+    "What a stage's metrics say of the work; the images a second are those of one process."
     return {'made': done.made, 'found': done.found, 'failed': done.failed, 'bytes': done.bytes, 'images_per_second': done.made / done.seconds if done.seconds else None, 'memory_mb': done.memory}
 
 
@@ -774,7 +793,7 @@ def take(
     step: Step,
 ) -> Path:  # its run folder
     "Runs a stage, finished or not: it does what is missing. Raises as `run` does."
-    (step.folder / 'params.json').unlink(missing_ok=True)  # what is there is known by the stores themselves: another number of processes is no other run
+    (step.folder / 'params.json').unlink(missing_ok=True)  # the stores themselves know what is there: a stage with other options goes on in the same folder
     return run(step.template, step.params, step.folder, again=True)
 
 # %% ../nbs/12_preparation.ipynb #d352e521
@@ -799,16 +818,17 @@ def count_frames_of(
 def step_seconds(
     config: Config,
 ) -> float:
-    "Time of a training step on this machine: one pair forwards and backwards, measured, times the batch, and twice that for the two self-supervised passes."
+    "Time of a training step on this machine: both directions forwards and backwards, measured, and twice that for the two self-supervised passes."
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    model, frames = UnSAMFlow().to(device), torch.rand(2, 1, 3, *config.size, device=device)
+    pairs = config.batch if device == 'cuda' else 1  # a processor takes a batch as long as its pairs one by one; a GPU does not
+    model, frames = UnSAMFlow().to(device), torch.rand(2, pairs, 3, *config.size, device=device)
     times = []
     for _ in range(4):
         began = time.perf_counter()
         sum(flow.abs().mean() for flow in model(*frames, both_directions=True).forward).backward()
         float(next(model.parameters()).grad.abs().sum())  # waits for the device
         times.append(time.perf_counter() - began)
-    return 2 * config.batch * min(times)  # the first ones are slower, and so are all while something else is running
+    return 2 * config.batch / pairs * min(times)  # the first ones are slower, and so are all while something else is running
 
 
 def plan(
@@ -934,8 +954,11 @@ def _values(text: str, what: str) -> dict:
 
 
 def _generator(text: str) -> dict:
-    "'sam', or '{name: sam, model: vit_b}'."
-    return _values(text, 'generator') if text.startswith('{') else {'name': text}
+    "'sam', or '{name: sam, model: vit_b}'. Raises ValueError without a name."
+    values = _values(text, 'generator') if text.startswith('{') else {'name': text}
+    if 'name' not in values:
+        raise ValueError(f'generator: expected a name and its arguments, such as {{name: sam}}, found {text!r}')
+    return values
 
 
 Generator = Annotated[str, typer.Option(help='mask generator: sam, regions, package.module:name, or {name: sam, model: vit_b}')]
