@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['ENCODER_CHANNELS', 'LABELS', 'MASK_FEATURES', 'SlimConv2d', 'conv', 'Encoder', 'normalise_features', 'correlate',
            'segment_slots', 'pool_segments', 'MaskFeature', 'FlowHead', 'FlowEstimator', 'ContextNetwork',
-           'convex_upsample', 'Upsampler', 'Flows', 'UnSAMFlow']
+           'convex_upsample', 'Upsampler', 'Flows', 'UnSAMFlow', 'choose_precision']
 
 # %% ../nbs/04_network.ipynb #a0bf461e
+import os
 from typing import NamedTuple
 
 import torch
@@ -400,3 +401,18 @@ class UnSAMFlow(nn.Module):
             step = 2 ** (4 - level)
             flows.insert(0, resize_flow(fine, (-(-height // step), -(-width // step))))
         return Flows([f[:batch] for f in flows], [f[batch:] for f in flows] if both_directions else None)
+
+# %% ../nbs/04_network.ipynb #4353f1eb
+def choose_precision(
+    wish: str,  # 'auto', 'float32' or 'bfloat16'
+    device: torch.device,
+) -> torch.dtype:
+    "The convolutions' type: with 'auto', bfloat16 where the device has matrix units for it (recent GPUs, processors with AMX). Raises ValueError for another wish."
+    if wish not in ('auto', 'float32', 'bfloat16'): raise ValueError(f"precision: expected 'auto', 'float32' or 'bfloat16', found {wish!r}")
+    if wish == 'auto':
+        has_units = torch.cuda.is_bf16_supported() if device.type == 'cuda' else device.type == 'cpu' and torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if has_units else torch.float32
+    return getattr(torch, wish)
+
+# %% ../nbs/04_network.ipynb #86d6b982
+os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '16384')

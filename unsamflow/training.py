@@ -6,16 +6,15 @@
 __all__ = ['STAGES', 'PRESETS', 'PURPOSES', 'OWN', 'AFFINE', 'FORMAT', 'RUNNING', 'VARIANT', 'MASK_CORRELATION', 'SHOWN',
            'Strict', 'Stage', 'Source', 'Phase', 'Augmentation', 'Config', 'read_variants', 'read_preset', 'one_line',
            'load_config', 'draw_for', 'both_ways', 'estimate_occlusion', 'Objective', 'make_optimizer', 'train_step',
-           'choose_precision', 'cache_name', 'open_source', 'training_source', 'training_loader', 'needs_masks',
-           'check_data', 'save_checkpoint', 'load_checkpoint', 'check_same_run', 'save_weights', 'start_from',
-           'branch_step', 'check_branch', 'widen', 'branch_off', 'Run', 'Log', 'batches', 'train']
+           'cache_name', 'open_source', 'training_source', 'training_loader', 'needs_masks', 'check_data',
+           'save_checkpoint', 'load_checkpoint', 'check_same_run', 'save_weights', 'start_from', 'branch_step',
+           'check_branch', 'widen', 'branch_off', 'Run', 'Log', 'batches', 'train']
 
 # %% ../nbs/08_training.ipynb #5b185556
 import hashlib
 import io
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -40,7 +39,7 @@ from .files import atomic_path, package_data
 from .flow import occlusion_forward_backward, occlusion_range_map
 from .homography import homography_loss
 from .losses import boundary_aware_smoothness, edge_aware_smoothness, pyramid_photometric_loss, self_supervision_loss
-from .network import Flows, UnSAMFlow
+from .network import Flows, UnSAMFlow, choose_precision
 
 # %% ../nbs/08_training.ipynb #60460428
 class Strict(BaseModel):
@@ -402,20 +401,6 @@ def train_step(
     elif taken:
         optimizer.step()
     return values, taken
-
-# %% ../nbs/08_training.ipynb #05800e98
-os.environ.setdefault('ONEDNN_PRIMITIVE_CACHE_CAPACITY', '16384')
-
-# %% ../nbs/08_training.ipynb #5fa3cc8d
-def choose_precision(
-    wish: str,  # 'auto', 'float32' or 'bfloat16'
-    device: torch.device,
-) -> torch.dtype:
-    "The convolutions' type: with 'auto', bfloat16 where the device has matrix units for it."
-    if wish == 'auto':
-        has_units = torch.cuda.is_bf16_supported() if device.type == 'cuda' else device.type == 'cpu' and torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if has_units else torch.float32
-    return getattr(torch, wish)
 
 # %% ../nbs/08_training.ipynb #c497a709
 def cache_name(
