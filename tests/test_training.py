@@ -256,6 +256,8 @@ def work(overrides, folder, mode):
     config, accelerator = load_config('demo', **overrides), Accelerator(cpu=True)
     if mode == 'train':
         return train(config, folder, accelerator=accelerator, progress=False)
+    if mode == 'begin':
+        return train(config, folder, accelerator=accelerator, progress=False, minutes=0.0)
     torch.set_default_dtype(torch.float64)  # in single precision, rounding decides differently about a few pixels' occlusion, and 1e-5 is out of reach
     run = Run(config, folder, accelerator)
     torch.set_default_dtype(torch.float32)
@@ -313,13 +315,17 @@ def gradient_one_by_one(config, step, folder):
 
 
 @pytest.mark.timeout(1800)
-def test_two_processes_train_as_one_and_resume(tiny, tmp_path):
-    overrides = tiny | {'steps': 6, 'checkpoint_minutes': 0.0, 'precision': 'float32'}
+@pytest.mark.parametrize('first, then', [(2, 1), (1, 2)])
+def test_processes_train_as_one_and_go_on_as_another_number(tiny, tmp_path, first, then):
+    overrides = tiny | {'steps': 6, 'checkpoint_minutes': 0.0, 'precision': 'float32', 'aug': True}
     launch(1, overrides, tmp_path / 'one', 'train', tmp_path)
-    launch(2, overrides, tmp_path / 'two', 'train', tmp_path)
-    one, two = (load_checkpoint(tmp_path / name / 'checkpoint.pt') for name in ('one', 'two'))
-    assert two['step'] == 6 and len(two['caches']) == 2
+    launch(first, overrides, tmp_path / 'many', 'begin', tmp_path)
+    begun = load_checkpoint(tmp_path / 'many/checkpoint.pt')
+    assert 0 < begun['step'] < 6 and len(begun['caches']) == first
+    launch(then, overrides, tmp_path / 'many', 'train', tmp_path)
+    one, many = (load_checkpoint(tmp_path / name / 'checkpoint.pt') for name in ('one', 'many'))
+    assert many['step'] == 6 and len(many['caches']) == then
     for name, weight in one['model'].items():
-        assert (two['model'][name] - weight).abs().max() < 1e-3, name  # six steps of Adam at 4e-4 move a weight by up to 2.4e-3; rounding flips a few signs
-    steps = [json.loads(line)['step'] for line in (tmp_path / 'two/log.jsonl').read_text().splitlines()]
+        assert (many['model'][name] - weight).abs().max() < 1e-3, name  # six steps of Adam at 4e-4 move a weight by up to 2.4e-3; rounding flips a few signs
+    steps = [json.loads(line)['step'] for line in (tmp_path / 'many/log.jsonl').read_text().splitlines()]
     assert steps == list(range(1, 7))  # one process writes
