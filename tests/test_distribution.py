@@ -103,20 +103,38 @@ def check_prediction(python, photographs):
     return seconds
 
 
-def test_the_wheel_predicts_outside_the_tree(built, photographs, tmp_path):
-    "A new environment that borrows this one's dependencies, but not its unsamflow."
-    venv.create(tmp_path / 'env', with_pip=False)
-    python = tmp_path / 'env/bin/python'
+@pytest.fixture(scope='module')
+def installed(built, tmp_path_factory):
+    "The Python of a new environment with the wheel, that borrows this one's dependencies, but not its unsamflow."
+    folder = tmp_path_factory.mktemp('installed')
+    venv.create(folder / 'env', with_pip=False)
+    python = folder / 'env/bin/python'
     site = Path(tool(python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))').strip())
     borrowed = next(p for p in map(Path, sys.path) if (p / 'torch').is_dir())
     (site / 'borrowed.pth').write_text(f'{borrowed}\n')
     installer = [sys.executable, '-m', 'pip', '--python', python, 'install', '--ignore-installed'] if has('pip') else [Path(sys.executable).with_name('uv'), 'pip', 'install', '--python', python]
     tool(*installer, '--no-deps', '--no-index', next(built.glob('*.whl')))
+    return python
+
+
+def test_the_wheel_predicts_outside_the_tree(installed, photographs):
+    python, site = installed, installed.parents[1]
     check_prediction(python, photographs)
     listed = tool(python.with_name('unsamflow'), 'run', '--help', cwd=photographs)
     assert 'experiment' in listed
     code = 'from unsamflow.experiments import TEMPLATES, TABLES; from unsamflow.training import load_config; load_config("kitti"); print(TEMPLATES, TABLES)'
     assert tool(python, '-c', code, cwd=photographs).count(str(site)) == 2
+
+
+def test_the_tests_pass_outside_the_tree(installed, tmp_path):
+    "Those that are about the library, and not about notebooks, README or site; a few of them, all with UNSAMFLOW_FULL_INSTALL."
+    shutil.copytree(ROOT / 'tests', tmp_path / 'tests', ignore=shutil.ignore_patterns('__pycache__'))
+    of_the_library = [f.name for f in (tmp_path / 'tests').glob('test_*.py') if 'Path(__file__)' not in f.read_text()]
+    chosen = of_the_library if os.environ.get('UNSAMFLOW_FULL_INSTALL') else ['test_files.py', 'test_flow.py', 'test_inference.py', 'test_constants.py']
+    assert set(chosen) <= set(of_the_library) and len(of_the_library) > 10
+    (tmp_path / 'tests/where.py').write_text('import unsamflow; print(unsamflow.__file__)')
+    assert str(installed.parents[1]) in tool(installed, 'tests/where.py', cwd=tmp_path)
+    print(tool(installed, '-m', 'pytest', '-q', '--timeout=1800', '-p', 'no:cacheprovider', *(f'tests/{name}' for name in sorted(chosen)), cwd=tmp_path)[-300:])
 
 
 def has(module):
