@@ -43,9 +43,15 @@ def test_a_folder_knows_its_run_by_all_parameters(template, tmp_path):
     run(template, {'number': 2}, folder, progress=False)  # the default, said aloud
     with pytest.raises(ValueError, match=r'holds another run \(number: 2 there, 3 now\)'):
         run(template, {'number': 3}, folder, progress=False)
+    run(template, {'number': 3}, folder, progress=False, again=True)
+    assert json.loads((folder / 'params.json').read_text())['number'] == 3 and (folder / 'executions').read_text() == 'xx'
+    (folder / 'checkpoint.pt').touch()
+    with pytest.raises(ValueError, match=r'holds another run \(number: 3 there, 2 now\)'):
+        run(template, {}, folder, progress=False, again=True)
+    assert is_finished(folder)
     (folder / 'params.json').write_text(json.dumps({'template': 'template'}))  # what was not recorded had its default
     run(template, {}, folder, progress=False)
-    assert (folder / 'executions').read_text() == 'x'
+    assert (folder / 'executions').read_text() == 'xx'
 
 
 def test_a_failure_after_the_metrics_is_not_a_finished_run(template, tmp_path):

@@ -116,11 +116,13 @@ def is_finished(
 FREE = ('folder', 'minutes', 'processes', 'scheduler', 'archives', 'partial_data')  # parameters that may differ from call to call: they change nothing in what comes out
 
 
-def _check_folder(folder: Path, asked: Mapping, defaults: Mapping):
-    "Raises ValueError when the folder belongs to another run."
+def _check_folder(folder: Path, asked: Mapping, defaults: Mapping, again: bool):
+    "Raises ValueError when the folder belongs to another run; a finished one may be replaced on request, unless it has a checkpoint to go on from."
     path = folder / 'params.json'
     if path.is_file():
         found, asked = defaults | json.loads(path.read_text()), json.loads(json.dumps(asked))
+        if again and is_finished(folder) and found.get('template') == asked['template'] and not (folder / 'checkpoint.pt').is_file():
+            return
         if different := sorted(k for k in found.keys() | asked.keys() if found.get(k) != asked.get(k) and k not in FREE):
             differences = ', '.join(f'{k}: {found.get(k)!r} there, {asked.get(k)!r} now' for k in different)
             raise ValueError(f'{folder}: holds another run ({differences}): choose another folder')
@@ -159,13 +161,13 @@ def run(
     params: Mapping,  # name -> value; the rest keeps its default
     folder: str | Path,  # run folder, e.g. results/demo/train
     progress: bool = True,  # pass the notebook's messages on to this terminal
-    again: bool = False,  # execute a finished run once more
+    again: bool = False,  # execute a finished run once more, with these parameters
 ) -> Path:  # the run folder
     "Executes a template into a run folder; skips a finished run. Raises ValueError (parameters, folder), RuntimeError when the notebook fails."
     folder, path = Path(folder), find_template(template)
     defaults = {k: v for k, (_, v) in template_parameters(path).items()}
     asked = {'template': path.stem, **defaults, **check_parameters(path, params)}
-    _check_folder(folder, asked, defaults)
+    _check_folder(folder, asked, defaults, again)
     if is_finished(folder) and not again:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -412,7 +414,7 @@ def run_command(
     template: Annotated[str, typer.Argument(help='name of a template, or a notebook')],
     parameters: Annotated[list[str], typer.Argument(help='name=value ...')] = [],
     folder: Annotated[Path | None, typer.Option(help='run folder; default results/TEMPLATE/the parameters')] = None,
-    again: Annotated[bool, typer.Option('--again', help='execute a finished run once more')] = False,
+    again: Annotated[bool, typer.Option('--again', help='execute a finished run once more, with these parameters')] = False,
 ):
     "Executes an experiment into a run folder; skips a finished one, resumes an interrupted one."
     try:

@@ -528,11 +528,11 @@ def save_weights(
     model: UnSAMFlow,
     path: str | Path,  # .safetensors
     dtype: torch.dtype = torch.float32,  # float16 halves the file
-    **provenance: str,  # for the header: mask_features (which `load_model` reads), data, steps, seed, commit, ...
+    **provenance: str,  # for the header: data, steps, seed, commit, ...
 ):
-    "Writes the network's weights atomically. Raises OSError naming the file."
+    "Writes the network's weights atomically; the header says which network it is (`mask_features`). Raises OSError naming the file."
     tensors = {k: v.detach().to('cpu', dtype).contiguous() for k, v in model.state_dict().items()}
-    header = {k: str(v) for k, v in provenance.items()}
+    header = {'mask_features': model.mask_feature.how if model.mask_feature else ''} | {k: str(v) for k, v in provenance.items()}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, header)
 
@@ -819,5 +819,5 @@ def train(
         run.save()
     if main and run.step >= config.steps:
         data = ' + '.join(dict.fromkeys(s.name for p in config.phases for s in p.data))
-        save_weights(run.objective.model, run.folder / 'weights.safetensors', mask_features=config.mf or '', preset=config.name, data=data, steps=config.steps, seed=config.seed)
+        save_weights(run.objective.model, run.folder / 'weights.safetensors', preset=config.name, data=data, steps=config.steps, seed=config.seed)
     return run
