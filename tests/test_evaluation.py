@@ -500,7 +500,7 @@ def test_benchmarks_that_are_there_are_opened(some_benchmarks):
 
 def test_the_experiment_measures_every_method_on_every_pair(some_benchmarks, tmp_path, monkeypatch):
     "A method that this OpenCV lacks is left out and said to be; two sets of weights stand under their labels."
-    save_weights(UnSAMFlow(), tmp_path / 'random.safetensors', mask_features='')
+    save_weights(UnSAMFlow(), tmp_path / 'random.safetensors')
     chosen = {label: BENCHMARKS[label] for label in ('Middlebury', 'KITTI 2012')} | {'scenes': {'name': 'scenes', 'options': {'count': 1, 'height': 64, 'width': 96}}}
     params = {'datasets': chosen, 'methods': ['zero flow', 'DIS', 'DeepFlow', 'ours'], 'weights': {'random': str(tmp_path / 'random.safetensors'), 'shipped': ''}, 'longest': 64, 'pictures': 0}
     folder = run('evaluate', params, tmp_path / 'run', progress=False)

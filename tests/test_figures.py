@@ -24,7 +24,7 @@ def make_run(folder, preset, seed=1, weights=None):
     (folder / 'metrics.json').write_text(json.dumps({'validation': {'validation_epe': 2.5, 'validation_epe_occ': 6.0}}))
     (folder / 'log.jsonl').write_text(''.join(json.dumps({'step': s, 'photometric': 1.0, 'occluded': 0.1, 'validation_epe': 5.0 - s, 'validation_epe_occ': 6.0}) + '\n' for s in (1, 2)))
     if weights is not None:
-        save_weights(weights, folder / 'weights.safetensors', mask_features='concat', preset=preset, steps=3000, seed=seed)
+        save_weights(weights, folder / 'weights.safetensors', preset=preset, steps=3000, seed=seed)
 
 
 @pytest.fixture(scope='module')

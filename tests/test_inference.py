@@ -28,7 +28,7 @@ def weights(tmp_path):
     torch.manual_seed(0)
     path = tmp_path / 'weights' / 'random.safetensors'
     path.parent.mkdir()
-    save_weights(UnSAMFlow(), path, mask_features='')
+    save_weights(UnSAMFlow(), path)
     return path
 
 
@@ -170,7 +170,7 @@ def test_weights_of_another_network(tmp_path):
 
 def test_weights_in_half_precision(tmp_path):
     model = UnSAMFlow().eval()
-    save_weights(model, tmp_path / 'half.safetensors', torch.float16, mask_features='')
+    save_weights(model, tmp_path / 'half.safetensors', torch.float16)
     images = torch.rand(2, 3, 64, 64)
     assert np.allclose(predict(load_model(tmp_path / 'half.safetensors'), *images), predict(model, *images), atol=1e-2)
     assert (tmp_path / 'half.safetensors').stat().st_size < 5.1e6
@@ -220,7 +220,7 @@ def test_sintel_from_pictures_to_folders(tmp_path, weights):
 def test_submissions_see_the_masks_of_a_store(tmp_path):
     "Halves as segments, which `RegionMasks` would not find."
     root = kitti(tmp_path / 'data', 2015, scenes=1, split='testing')
-    save_weights(UnSAMFlow(mask_features='concat'), tmp_path / 'mf.safetensors', mask_features='concat')
+    save_weights(UnSAMFlow(mask_features='concat'), tmp_path / 'mf.safetensors')
     half, store = np.arange(80) > np.full((48, 1), 40), MaskStore(tmp_path / 'store', {'generator': 'halves'})
     for number in (10, 11):
         store[f'testing/image_2/000000_{number}.png'] = [make_record(half), make_record(~half)]

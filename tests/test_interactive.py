@@ -52,7 +52,7 @@ def made(tmp_path_factory):
     "A run of the template on two small scenes: the shipped network, and one with mask features that has learnt nothing."
     folder = tmp_path_factory.mktemp('interactive')
     torch.manual_seed(0)
-    save_weights(UnSAMFlow(mask_features='concat'), folder / 'masked.safetensors', torch.float16, mask_features='concat', seed=0)
+    save_weights(UnSAMFlow(mask_features='concat'), folder / 'masked.safetensors', torch.float16, seed=0)
     params = {'weights': ['baseline', str(folder / 'masked.safetensors')], 'scenes': SCENES, 'height': SIZE[0], 'width': SIZE[1], 'threshold': THRESHOLD, 'average': 2, 'donors': 2, 'objects': 2}
     return run('interactive', params, folder / 'run', progress=False)
 

@@ -47,7 +47,7 @@ def own_clip(tmp_path):
 def test_a_clip_of_ones_own_with_mask_features(own_clip, tmp_path):
     "Weights with mask features make a network with mask features; frames are reduced; no true error is reported."
     torch.manual_seed(0)
-    save_weights(UnSAMFlow(mask_features='concat'), tmp_path / 'mf.safetensors', mask_features='concat')
+    save_weights(UnSAMFlow(mask_features='concat'), tmp_path / 'mf.safetensors')
     run(NOTEBOOK, SMALL | {'clip': str(own_clip), 'frames': 2, 'longest': 128, 'weights': str(tmp_path / 'mf.safetensors')}, tmp_path / 'run', progress=False)
     assert read_weights(tmp_path / 'run/run/weights.safetensors')[1]['mask_features'] == 'concat'
     assert cv2.imread(str(tmp_path / 'run/frames/00000.png')).shape == (64, 128, 3)
