@@ -43,7 +43,7 @@ ablation: $(READY) ## train and evaluate every variant of PRESET (default: ablat
 working-size: $(READY) ## the shipped weights on the real pairs at many sizes, and the rule that follows: results/real/working-size
 	@$(BIN)/unsamflow run working-size --folder results/real/working-size --again
 
-table-%: $(READY) ## regenerate one table from the runs in results: table-1 to table-7, table-scenes
+table-%: $(READY) ## regenerate one table from the runs in results: table-1 to table-7, table-steps, table-scenes, table-real
 	@$(BIN)/unsamflow run tables tables=[table-$*] preset=$(PRESET) --folder results/tables/table-$* --again
 
 reproduce-kitti: $(READY) ## the paper's KITTI run: archives, lists, masks, training, evaluation, submissions; prints its plan first. OPTIONS='--archives FOLDER --processes 8'

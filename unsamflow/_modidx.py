@@ -286,6 +286,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'unsamflow.experiments': { 'unsamflow.experiments.Column': ('experiments.html#column', 'unsamflow/experiments.py'),
                                        'unsamflow.experiments.Row': ('experiments.html#row', 'unsamflow/experiments.py'),
                                        'unsamflow.experiments.TableSpec': ('experiments.html#tablespec', 'unsamflow/experiments.py'),
+                                       'unsamflow.experiments._by_seed': ('experiments.html#_by_seed', 'unsamflow/experiments.py'),
                                        'unsamflow.experiments._cell': ('experiments.html#_cell', 'unsamflow/experiments.py'),
                                        'unsamflow.experiments._check_folder': ( 'experiments.html#_check_folder',
                                                                                 'unsamflow/experiments.py'),

@@ -275,12 +275,14 @@ def table(
     rows: Mapping[str, Sequence[str | Path | Mapping]],  # row label -> run folders, one per seed, or their metrics
     columns: Mapping[str, str],  # column label -> path through metrics.json
     published: Mapping[tuple[str, str], float] | None = None,  # (row, column) -> figure of the paper
+    beside: Mapping[str, Sequence[str | Path | Mapping]] = {},  # row label -> runs of the same seeds, whose metrics are subtracted
 ) -> pd.DataFrame:  # one line per cell: row, column, published, measured, spread, difference, seeds, runs
     "Collects run folders into a long table; what was not run has no measured value."
     lines = []
     for row, folders in rows.items():
         for column, key in columns.items():
-            found = [(f, v) for f in folders if (v := read_metric(f, key)) is not None]
+            minus = [read_metric(f, key) for f in beside[row]] if row in beside else [0.0] * len(folders)
+            found = [(f, v - w) for f, w in zip(folders, minus, strict=True) if (v := read_metric(f, key)) is not None and w is not None]
             values = np.array([v for _, v in found])
             line = {'row': row, 'column': column, 'published': (published or {}).get((row, column), np.nan), 'measured': values.mean() if len(values) else np.nan}
             line |= {'spread': values.std(ddof=1) if len(values) > 1 else np.nan, 'difference': line['measured'] - line['published'], 'seeds': len(values), 'runs': ' '.join(str(f) for f, _ in found if not isinstance(f, Mapping))}
@@ -335,6 +337,7 @@ class Row(BaseModel):
     runs: list[str]  # patterns of run folders below results/; {preset} stands for the preset of an ablation
     published: str | None = None
     method: str | None = None  # replaces 'ours' in the columns' metrics
+    beside: list[str] = []  # patterns of runs to subtract, each from the run of its own seed
 
 
 class TableSpec(BaseModel):
@@ -344,6 +347,7 @@ class TableSpec(BaseModel):
     note: str = ''
     published: str | None = None  # csv in data/paper
     key: str | list[str] = 'method'  # its column that names rows; several are joined by ' / '
+    digits: int = 2  # behind the point
     columns: dict[str, Column]
     rows: dict[str, Row]
 
@@ -378,6 +382,16 @@ def published_figures(
     return {(r, c): float(known.at[row, column]) for r, row in rows.items() for c, column in columns.items()}
 
 
+def _by_seed(
+    patterns: Sequence[str],
+    results: str | Path,
+    preset: str,
+) -> dict[str, Path]:  # 'seed-3', or all of a folder without a seed -> folder
+    "Run folders that patterns find, by their seed."
+    folders = sorted({f for pattern in patterns for f in Path(results).glob(pattern.format(preset=preset))})
+    return {next((part for part in f.parts if part.startswith('seed-')), str(f)): f for f in folders}
+
+
 def fill_table(
     spec: TableSpec,
     results: str | Path = 'results',
@@ -389,7 +403,12 @@ def fill_table(
     for label, row in spec.rows.items():
         folders = sorted({f for pattern in row.runs for f in Path(results).glob(pattern.format(preset=preset))})
         metrics = {c: column.metric if row.method is None else '/'.join(row.method if p == 'ours' else p for p in column.metric.split('/')) for c, column in spec.columns.items()}
-        parts.append(table({label: folders}, metrics, figures))
+        beside = {}
+        if row.beside:
+            here, there = _by_seed(row.runs, results, preset), _by_seed(row.beside, results, preset)
+            both = [seed for seed in here if seed in there]
+            folders, beside = [here[seed] for seed in both], {label: [there[seed] for seed in both]}
+        parts.append(table({label: folders}, metrics, figures, beside))
     return pd.concat(parts, ignore_index=True)
 
 # %% ../nbs/11_experiments.ipynb #22ccb3f7
