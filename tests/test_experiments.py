@@ -183,3 +183,12 @@ def test_command_line_reports_one_line(tmp_path, argument, words):
     result = CliRunner().invoke(app, ['run', 'train', 'preset=demo', argument, '--folder', str(tmp_path / 'x')])
     assert result.exit_code == 1 and words in result.stderr and len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / 'x').exists()
+
+
+def test_homographies_know_more_than_the_flow(tmp_path):
+    "With the shipped weights, on scenes of planar parts."
+    metrics = json.loads((run('regions', {'weights': {'ours': 'baseline'}, 'scenes': {'count': 4, 'offset': 2000000, 'height': 128, 'width': 192, 'background_mask': True}}, tmp_path / 'regions', progress=False) / 'metrics.json').read_text())['ours']
+    assert metrics['EPE occluded refined'] < metrics['EPE occluded'] and 0 < metrics['regions accepted'] < 1
+    assert 0 < metrics['occluded in accepted regions'] <= 1 and 0 < metrics['occlusion found'] <= 1
+    text = (tmp_path / 'regions/regions.md').read_text()
+    assert f"{metrics['EPE occluded refined']:.3f}" in text
