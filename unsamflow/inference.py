@@ -76,7 +76,7 @@ def load_model(
 
 # %% ../nbs/10_inference.ipynb #5b320cb6
 ENLARGE = 1.5  # pictures are enlarged at most so many times
-LONGEST = 576  # but not beyond this longer side, pixels
+LONGEST = 832  # but not beyond this longer side, pixels
 
 
 def working_size(
