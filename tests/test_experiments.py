@@ -1,13 +1,15 @@
 "Experiments: the three guards, run folders, sweeps over executors, and a run from parameters to table."
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from typer.testing import CliRunner
 
-from unsamflow.experiments import TABLES, TEMPLATES, ablation, app, fill_table, find_template, is_finished, read_metric, read_table_spec, run, sweep, table, template_parameters, write_table
+from unsamflow import experiments
+from unsamflow.experiments import TABLES, TEMPLATES, ablation, app, fill_table, find_template, is_finished, read_metric, read_table_spec, run, sweep, table, template_parameters, write_json, write_table
 
 KERNEL = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}}
 
@@ -192,3 +194,15 @@ def test_homographies_know_more_than_the_flow(tmp_path):
     assert 0 < metrics['occluded in accepted regions'] <= 1 and 0 < metrics['occlusion found'] <= 1
     text = (tmp_path / 'regions/regions.md').read_text()
     assert f"{metrics['EPE occluded refined']:.3f}" in text
+
+
+def test_a_baseline_whose_branch_was_lost_is_trained_again(tmp_path, monkeypatch):
+    "A clone has the records of finished runs, and not their checkpoints."
+    asked = {}
+    monkeypatch.setattr(experiments, 'train_and_evaluate', lambda params, folder, evaluation, progress, again: asked.setdefault(Path(folder).relative_to(tmp_path).as_posix(), again))
+    for name in ('demo/seed-0', 'demo/seed-1', 'demo/seed-2', 'demo-hg/seed-2'):
+        (tmp_path / name).mkdir(parents=True)
+        write_json(tmp_path / name / 'metrics.json', {})
+    (tmp_path / 'demo/seed-1/branch.pt').touch()
+    experiments.ablation('demo', seeds=(0, 1, 2), variants=('hg',), results=tmp_path)
+    assert asked == {'demo/seed-0': True, 'demo/seed-1': False, 'demo/seed-2': False, 'demo-hg/seed-0': False, 'demo-hg/seed-1': False, 'demo-hg/seed-2': False}

@@ -222,9 +222,10 @@ def train_and_evaluate(
     folder: str | Path,
     evaluation: Mapping,  # parameters of the template `evaluate`, without its weights
     progress: bool = True,
+    again: bool = False,  # train even if that is finished
 ) -> Path:  # folder/evaluate
     "A training run and its evaluation."
-    run('train', params, folder, progress)
+    run('train', params, folder, progress, again)
     return run('evaluate', {**evaluation, 'weights': f'{folder}/weights.safetensors'}, Path(folder) / 'evaluate', progress)
 
 
@@ -243,8 +244,10 @@ def ablation(
     given = {'overrides': dict(overrides)} if overrides else {}
     own = executor or ThreadPoolExecutor(1)
     done, failed = {}, {}
+    wanted = {params['branch'] for name, params in runs.items() if 'branch' in params and not is_finished(f'{results}/{name}')}
+    lost = {folder for folder in wanted if not any((Path(folder) / file).is_file() for file in ('branch.pt', 'checkpoint.pt'))}  # a clone has the records alone
     for part in (lambda params: 'branch' not in params, lambda params: 'branch' in params):  # variants wait for their baselines
-        futures = {name: own.submit(train_and_evaluate, {**params, **given}, f'{results}/{name}', evaluation, progress) for name, params in runs.items() if part(params)}
+        futures = {name: own.submit(train_and_evaluate, {**params, **given}, f'{results}/{name}', evaluation, progress, f'{results}/{name}' in lost) for name, params in runs.items() if part(params)}
         failed |= {name: error for name, future in futures.items() if (error := future.exception())}
         done |= {name: future.result() for name, future in futures.items() if name not in failed}
     if executor is None:
