@@ -24,7 +24,8 @@ from skimage import data
 from unsamflow.masks import (MaskStore, RegionMasks, SamMasks, decode, fetch, full_segmentation, key_objects, load_sam, make_record, merge_regions,
                              overlap_matrix, read_weights, run_lengths)
 
-fork = multiprocessing.get_context('fork')  # a child starts at once, with everything imported
+fork = multiprocessing.get_context('forkserver')  # children start at once from a process that has everything imported and no threads
+fork.set_forkserver_preload([__name__])
 
 
 def random_masks(count, size, seed):

@@ -29,7 +29,7 @@ from unsamflow.preparation import (
     model_steps, open_executor, open_generator, opened_source, plan, preparation_steps, prepare_cache, prepare_masks, read_strip, shard, share, sources_of, benchmarks_of, thumbnail, unpack, without_pairs)
 from unsamflow.training import load_config, open_source
 
-fork = multiprocessing.get_context('fork')
+spawn = multiprocessing.get_context('spawn')
 SQUARE = {'name': 'test_preparation:Square'}
 
 
@@ -243,7 +243,7 @@ def slow_cache(pairs, which, delay):
 def test_two_shards_a_reader_and_a_killed_writer(places):
     "Real processes: two shares and a third process that does everything, while this one reads; one is killed, another takes over."
     pairs = cached(places, 60)
-    writers = [fork.Process(target=slow_cache, args=(pairs, which, 0.01)) for which in ('1/2', '2/2', '1/1')]
+    writers = [spawn.Process(target=slow_cache, args=(pairs, which, 0.01)) for which in ('1/2', '2/2', '1/1')]
     for writer in writers:
         writer.start()
     while len(list(places.glob('cache/clip/[0-9]*.npz'))) < 10:
