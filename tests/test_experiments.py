@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_notebook
 from typer.testing import CliRunner
 
@@ -54,6 +55,13 @@ def test_a_folder_knows_its_run_by_all_parameters(template, tmp_path):
     (folder / 'params.json').write_text(json.dumps({'template': 'template'}))  # what was not recorded had its default
     run(template, {}, folder, progress=False)
     assert (folder / 'executions').read_text() == 'xx'
+
+
+def test_one_process_at_a_time_in_a_folder(template, tmp_path):
+    with FileLock(tmp_path / 'run/.lock'), pytest.raises(RuntimeError, match='run: another process is executing this run'):
+        run(template, {'number': 2}, tmp_path / 'run', progress=False)
+    assert not (tmp_path / 'run/params.json').exists()
+    assert is_finished(run(template, {'number': 2}, tmp_path / 'run', progress=False))
 
 
 def test_a_failure_after_the_metrics_is_not_a_finished_run(template, tmp_path):

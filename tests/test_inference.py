@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from miniature import kitti, sintel
+from safetensors.torch import load_file, save_file
 from torchvision import datasets as reference
 from typer.testing import CliRunner
 
@@ -15,7 +16,7 @@ from unsamflow.evaluation import SINTEL_TEST, write_submission
 from unsamflow.experiments import app
 from unsamflow.files import write_image
 from unsamflow.flow import read_flow
-from unsamflow.inference import ENLARGE, LONGEST, as_method, load_model, predict, working_size
+from unsamflow.inference import ENLARGE, LONGEST, as_method, load_model, predict, read_weights, working_size
 from unsamflow.masks import MaskStore, make_record
 from unsamflow.network import UnSAMFlow
 from unsamflow.training import save_weights
@@ -163,7 +164,9 @@ def test_output_folder_that_cannot_be_written(frames, weights, tmp_path):
 
 
 def test_weights_of_another_network(tmp_path):
-    save_weights(UnSAMFlow(mask_features='concat'), tmp_path / 'w.safetensors', mask_features='')  # the header lies
+    save_weights(UnSAMFlow(mask_features='concat'), tmp_path / 'w.safetensors', mask_features='')
+    assert read_weights(tmp_path / 'w.safetensors')[1]['mask_features'] == 'concat'  # a caller's word does not count
+    save_file(load_file(tmp_path / 'w.safetensors'), tmp_path / 'w.safetensors', {'mask_features': ''})  # the header lies
     with pytest.raises(ValueError, match=r'w.safetensors: weights of another network'):
         load_model(tmp_path / 'w.safetensors')
 

@@ -19,6 +19,7 @@ import sys
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +31,7 @@ import papermill
 import torch
 import typer
 import yaml
+from filelock import FileLock, Timeout
 from papermill.exceptions import PapermillExecutionError
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -156,6 +158,16 @@ def _execute(path: Path, folder: Path, params: Mapping, progress: bool):
             _drop_overwritten(notebook)
 
 
+@contextmanager
+def _alone(folder: Path):
+    "Keeps other processes out of a run folder; the lock goes with its process. Raises RuntimeError when one is at work there."
+    try:
+        with FileLock(folder / '.lock', timeout=0):
+            yield
+    except Timeout:
+        raise RuntimeError(f'{folder}: another process is executing this run') from None
+
+
 def run(
     template: str | Path,  # name or path of a notebook with a cell tagged 'parameters'
     params: Mapping,  # name -> value; the rest keeps its default
@@ -163,7 +175,7 @@ def run(
     progress: bool = True,  # pass the notebook's messages on to this terminal
     again: bool = False,  # execute a finished run once more, with these parameters
 ) -> Path:  # the run folder
-    "Executes a template into a run folder; skips a finished run. Raises ValueError (parameters, folder), RuntimeError when the notebook fails."
+    "Executes a template into a run folder; skips a finished run. Raises ValueError (parameters, folder), RuntimeError when the notebook fails or another process is executing it."
     folder, path = Path(folder), find_template(template)
     defaults = {k: v for k, (_, v) in template_parameters(path).items()}
     asked = {'template': path.stem, **defaults, **check_parameters(path, params)}
@@ -171,10 +183,11 @@ def run(
     if is_finished(folder) and not again:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'metrics.json').unlink(missing_ok=True)
-    write_json(folder / 'params.json', {k: v for k, v in asked.items() if k != 'folder'})
-    write_json(folder / 'environment.json', environment())
-    _execute(path, folder, {**params, **({'folder': str(folder)} if 'folder' in defaults else {})}, progress)
+    with _alone(folder):
+        (folder / 'metrics.json').unlink(missing_ok=True)
+        write_json(folder / 'params.json', {k: v for k, v in asked.items() if k != 'folder'})
+        write_json(folder / 'environment.json', environment())
+        _execute(path, folder, {**params, **({'folder': str(folder)} if 'folder' in defaults else {})}, progress)
     if not is_finished(folder):
         raise RuntimeError(f'{folder / "notebook.ipynb"}: ran to its end but left no metrics.json')
     return folder
@@ -385,13 +398,19 @@ def published_figures(
     return {(r, c): float(known.at[row, column]) for r, row in rows.items() for c, column in columns.items()}
 
 
-def _by_seed(
+def _found(
     patterns: Sequence[str],
     results: str | Path,
     preset: str,
+) -> list[Path]:
+    "Run folders that patterns find, each once."
+    return sorted({f for pattern in patterns for f in Path(results).glob(pattern.format(preset=preset))})
+
+
+def _by_seed(
+    folders: Sequence[Path],
 ) -> dict[str, Path]:  # 'seed-3', or all of a folder without a seed -> folder
-    "Run folders that patterns find, by their seed."
-    folders = sorted({f for pattern in patterns for f in Path(results).glob(pattern.format(preset=preset))})
+    "Run folders by their seed."
     return {next((part for part in f.parts if part.startswith('seed-')), str(f)): f for f in folders}
 
 
@@ -404,11 +423,10 @@ def fill_table(
     "Collects the runs that a description names, beside the published figures. Raises ValueError where these are not what the description says."
     figures, parts = published_figures(spec, paper), []
     for label, row in spec.rows.items():
-        folders = sorted({f for pattern in row.runs for f in Path(results).glob(pattern.format(preset=preset))})
+        folders, beside = _found(row.runs, results, preset), {}
         metrics = {c: column.metric if row.method is None else '/'.join(row.method if p == 'ours' else p for p in column.metric.split('/')) for c, column in spec.columns.items()}
-        beside = {}
         if row.beside:
-            here, there = _by_seed(row.runs, results, preset), _by_seed(row.beside, results, preset)
+            here, there = _by_seed(folders), _by_seed(_found(row.beside, results, preset))
             both = [seed for seed in here if seed in there]
             folders, beside = [here[seed] for seed in both], {label: [there[seed] for seed in both]}
         parts.append(table({label: folders}, metrics, figures, beside))

@@ -235,13 +235,18 @@ def _opened(spec: str) -> Callable:
     return build(**options)
 
 
+def _named(spec: Mapping) -> dict:
+    "A generator's name and arguments. Raises ValueError without a name."
+    if 'name' not in spec:
+        raise ValueError(f'generator: expected a name and its arguments, such as {{name: sam}}, found {dict(spec)}')
+    return dict(spec)
+
+
 def open_generator(
     spec: Mapping,  # name: 'regions', 'sam' or 'package.module:name'; its arguments
 ) -> Callable:
     "A mask generator by name, one per process. Raises ValueError without a name or for an unknown one, TypeError for unknown arguments."
-    if 'name' not in spec:
-        raise ValueError(f'generator: expected a name and its arguments, such as {{name: sam}}, found {dict(spec)}')
-    return _opened(json.dumps(dict(spec), sort_keys=True))
+    return _opened(json.dumps(_named(spec), sort_keys=True))
 
 # %% ../nbs/12_preparation.ipynb #eb0b151d
 def frame_keys(
@@ -955,10 +960,7 @@ def _values(text: str, what: str) -> dict:
 
 def _generator(text: str) -> dict:
     "'sam', or '{name: sam, model: vit_b}'. Raises ValueError without a name."
-    values = _values(text, 'generator') if text.startswith('{') else {'name': text}
-    if 'name' not in values:
-        raise ValueError(f'generator: expected a name and its arguments, such as {{name: sam}}, found {text!r}')
-    return values
+    return _named(_values(text, 'generator') if text.startswith('{') else {'name': text})
 
 
 Generator = Annotated[str, typer.Option(help='mask generator: sam, regions, package.module:name, or {name: sam, model: vit_b}')]

@@ -532,7 +532,7 @@ def save_weights(
 ):
     "Writes the network's weights atomically; the header says which network it is (`mask_features`). Raises OSError naming the file."
     tensors = {k: v.detach().to('cpu', dtype).contiguous() for k, v in model.state_dict().items()}
-    header = {'mask_features': model.mask_feature.how if model.mask_feature else ''} | {k: str(v) for k, v in provenance.items()}
+    header = {k: str(v) for k, v in provenance.items()} | {'mask_features': model.mask_feature.how if model.mask_feature else ''}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, header)
 
