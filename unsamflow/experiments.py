@@ -38,7 +38,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 import unsamflow
 from .files import atomic_path, package_data
 from .inference import app
-from .training import load_config, one_line, read_variants
+from .training import branch_step, load_config, one_line, read_variants
 
 # %% ../nbs/11_experiments.ipynb #4e6a5ba2
 TEMPLATES = package_data('templates')
@@ -218,13 +218,14 @@ def ablation_runs(
     seeds: Iterable[int],
     variants: Sequence[str] | None = None,  # None = all
     results: str | Path = 'results',
+    weights: str = '',  # that the baselines begin with; '' = drawn from the seed
 ) -> dict[str, dict]:  # run folder -> parameters of the template `train`; baselines first, then variant by variant
     "What an ablation consists of. Raises ValueError for an unknown variant."
     known = list(read_variants())
     if unknown := sorted(set(variants or ()) - set(known)):
         raise ValueError(f'variants: expected some of {known}, found {unknown}')
     seeds = list(seeds)
-    runs = {f'{preset}/seed-{n}': {'preset': preset, 'seed': n} for n in seeds}
+    runs = {f'{preset}/seed-{n}': {'preset': preset, 'seed': n} | ({'weights': weights} if weights else {}) for n in seeds}
     for variant in known if variants is None else variants:
         runs |= {f'{preset}-{variant}/seed-{n}': {'preset': f'{preset}-{variant}', 'seed': n, 'branch': f'{results}/{preset}/seed-{n}'} for n in seeds}
     return runs
@@ -251,9 +252,10 @@ def ablation(
     evaluation: Mapping = {'pictures': 0},  # parameters of the template `evaluate`
     executor: Executor | None = None,  # None = one run at a time
     progress: bool = True,
+    weights: str = '',  # that the baselines begin with; '' = drawn from the seed
 ) -> dict[str, Path]:  # run -> folder of its evaluation
     "Trains and evaluates a baseline for each seed and the variants that branch off (UnSAMFlow, Tables 1, 4, 5, 6). Raises RuntimeError naming the failed runs after all have been tried."
-    runs = ablation_runs(preset, seeds, variants, results)
+    runs = ablation_runs(preset, seeds, variants, results, weights)
     given = {'overrides': dict(overrides)} if overrides else {}
     own = executor or ThreadPoolExecutor(1)
     done, failed = {}, {}
@@ -472,14 +474,15 @@ def ablation_command(
     seeds: Annotated[int, typer.Option(help='how many: 0, 1, ...')] = 1,
     variants: Annotated[str, typer.Option(help='some of data/presets/variants.yaml, with commas; default all')] = '',
     results: Annotated[Path, typer.Option(help='folder of the run folders')] = Path('results'),
+    weights: Annotated[str, typer.Option(help='that the baselines begin with: a file, or the name of shipped ones')] = '',
 ):
     "Trains a baseline for each seed and the variants that branch off it, evaluates each; goes on where it was."
     try:
         chosen = variants.split(',') if variants else None
-        runs = ablation_runs(preset, range(seeds), chosen, results)
+        runs, config = ablation_runs(preset, range(seeds), chosen, results, weights), load_config(preset)
         missing = [name for name in runs if not is_finished(results / name / 'evaluate')]
-        typer.echo(f'{len(runs)} runs, {len(runs) - len(missing)} finished; {load_config(preset).steps} steps each, of which a variant makes the last quarter')
-        ablation(preset, range(seeds), chosen, results)
+        typer.echo(f'{len(runs)} runs, {len(runs) - len(missing)} finished; {config.steps} steps each, of which a variant makes the last {config.steps - (branch_step(config) or 0)}')
+        ablation(preset, range(seeds), chosen, results, weights=weights)
     except (OSError, ValueError, RuntimeError) as error:
         typer.echo(f'unsamflow: {error}', err=True)
         raise typer.Exit(1) from None
