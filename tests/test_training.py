@@ -12,7 +12,9 @@ import torch
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from unsamflow.training import PRESETS, Log, Objective, Run, Source, cache_name, load_checkpoint, load_config, read_variants, save_checkpoint, save_weights, train, training_loader
+from unsamflow.network import UnSAMFlow
+from unsamflow.training import (
+    MASK_CORRELATION, PRESETS, Log, Objective, Run, Source, branch_off, cache_name, load_checkpoint, load_config, make_optimizer, read_variants, save_checkpoint, save_weights, train, training_loader)
 
 TRAIN = '''
 import json, sys, torch
@@ -329,3 +331,24 @@ def test_processes_train_as_one_and_go_on_as_another_number(tiny, tmp_path, firs
         assert (many['model'][name] - weight).abs().max() < 1e-3, name  # six steps of Adam at 4e-4 move a weight by up to 2.4e-3; rounding flips a few signs
     steps = [json.loads(line)['step'] for line in (tmp_path / 'many/log.jsonl').read_text().splitlines()]
     assert steps == list(range(1, 7))  # one process writes
+
+
+def test_late_inputs_take_steps_as_long_as_the_others():
+    "A gradient that stays the same moves the weights of the mask correlation, new after 300 steps, no further than those that were there before."
+    config = load_config('demo')
+    torch.manual_seed(0)
+    models = UnSAMFlow(), UnSAMFlow(mask_features='concat')
+    old, new = (make_optimizer(model, config, config.phases[0], 400)[0] for model in models)
+    for _ in range(300):
+        for parameter in models[0].parameters():
+            parameter.grad = 1e-3 * torch.randn_like(parameter)
+        old.step()
+    branch_off({'model': models[0].state_dict(), 'optimizer': old.state_dict()}, models[1], new)
+    weight = models[1].estimator.first[0].weight
+    before = weight.detach().clone()
+    for _ in range(10):
+        for parameter in models[1].parameters():
+            parameter.grad = torch.full_like(parameter, 1e-3)
+        new.step()
+    moved = (weight.detach() - before).abs()
+    assert moved[:, MASK_CORRELATION].mean() < 1.1 * moved[:, :MASK_CORRELATION.start].mean()

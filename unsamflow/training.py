@@ -591,13 +591,13 @@ MASK_CORRELATION = slice(81, 162)  # where it stands among the flow estimator's 
 def widen(
     old: Tensor,  # a baseline's tensor: (outputs, 115, 3, 3) for the estimator's first convolution
     shape: torch.Size,  # of the variant's
+    repeat: bool = False,  # the plain correlation's values for the inputs that `mf` adds, in the place of zeros
 ) -> Tensor:
-    "A baseline's weights, or their moments, with zeros for the inputs that `mf` adds."
+    "A baseline's weights, or their moments, with values for the inputs that `mf` adds."
     if old.shape == shape:
         return old
-    new = old.new_zeros(shape)
-    new[:, :MASK_CORRELATION.start], new[:, MASK_CORRELATION.stop:] = old[:, :MASK_CORRELATION.start], old[:, MASK_CORRELATION.start:]
-    return new
+    plain, rest = old[:, :MASK_CORRELATION.start], old[:, MASK_CORRELATION.start:]
+    return torch.cat([plain, plain if repeat else torch.zeros_like(plain), rest], 1)
 
 
 def _by_group(names: Iterable[str]) -> list[str]:
@@ -617,7 +617,7 @@ def branch_off(
     for number, name in enumerate(_by_group(parameters)):
         if name in state['model']:
             old = state['optimizer']['state'][known.index(name)]
-            moments[number] = {k: widen(v, parameters[name].shape) if v.ndim else v for k, v in old.items()}
+            moments[number] = {k: widen(v, parameters[name].shape, k == 'exp_avg_sq') if v.ndim else v for k, v in old.items()}
     groups = [new | {k: v for k, v in old.items() if k != 'params'} for new, old in zip(optimizer.state_dict()['param_groups'], state['optimizer']['param_groups'])]
     optimizer.load_state_dict({'state': moments, 'param_groups': groups})
 
