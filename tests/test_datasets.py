@@ -198,6 +198,21 @@ def test_spring_flow(tmp_path):
     assert flow.shape == (2, 6, 8) and not known[2, 3] and known.sum() == 47 and np.array_equal(flow[:, 1, 1], fine[2, 2])
 
 
+def test_bad_flo5(tmp_path):
+    h5py = pytest.importorskip('h5py')
+    with pytest.raises(FileNotFoundError, match='none.flo5: no such file'):
+        read_flo5(tmp_path / 'none.flo5')
+    path = tmp_path / 'a.flo5'
+    for content in (np.zeros((4, 6, 3)), np.zeros((4, 6)), None):
+        with h5py.File(path, 'w') as file:
+            file.create_group('flow') if content is None else file.create_dataset('flow', data=content)
+        with pytest.raises(ValueError, match="a.flo5: expected one of Spring's .flo5 files"):
+            read_flo5(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="a.flo5: expected one of Spring's .flo5 files"):
+        read_flo5(path)
+
+
 # Whole and in part
 
 def names(pattern, *ranges):
@@ -273,7 +288,8 @@ def test_wrong_options(data):
     for wrong, message in (
             (lambda: Kitti(2013), '2013'), (lambda: Kitti(2015, pictures='grey'), "'grey'"), (lambda: Kitti(2015, 'validation'), 'validation'),
             (lambda: Sintel('albedo'), 'albedo'), (lambda: Sintel(split='test', fold='A'), "'test', 'A'"), (lambda: KittiMultiview('val'), 'val'),
-            (lambda: FlyingChairs('test'), 'test'), (lambda: FlyingThings3D(directions=['sideways']), 'sideways'), (lambda: Spring('val'), 'val'),
+            (lambda: FlyingChairs('test'), 'test'), (lambda: FlyingThings3D(directions=['sideways']), 'sideways'), (lambda: FlyingThings3D('albedo'), 'albedo'),
+            (lambda: FlyingThings3D(camera='middle'), 'middle'), (lambda: FlyingThings3D(directions=[]), r'\[\]'), (lambda: Sintel([]), r'\[\]'), (lambda: Spring('val'), 'val'),
             (lambda: dataset('kitti'), 'kitti-2015'), (lambda: setting('dta'), 'dta')):
         with pytest.raises(ValueError, match=message):
             wrong()
@@ -293,6 +309,12 @@ def test_presets_name_the_masks_and_lists_that_preparation_makes(preset):
     for source in sources:
         assert source.options == {'masks': source.name} | ({'list_file': source.name} if source.name.endswith('-raw') else {})
     assert len(sources) == 2
+
+
+def test_one_camera_or_direction_by_its_name(data):
+    miniature.things(data), miniature.kitti_raw(data)
+    assert FlyingThings3D(directions='past').pairs == FlyingThings3D(directions=['past']).pairs
+    assert KittiRaw(cameras='image_03').pairs == KittiRaw(cameras=['image_03']).pairs
 
 
 # Lists
@@ -387,6 +409,37 @@ def test_the_true_flow_of_real_frames_brings_them_together(real_data, name):
         known = s.valid if s.non_occluded is None else s.valid & s.non_occluded
         before, after = ((s.image_1 - x)[:, known[0]].abs().mean() for x in (s.image_2, warp(s.image_2[None], s.flow[None])[0]))
         assert after < before, s.name
+
+
+def leaves(flow):
+    "Pixels whose target lies outside the frame, (H, W) bool."
+    height, width = flow.shape[1:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
+    x, y = x + flow[0], y + flow[1]
+    return (x < -0.5) | (x > width - 0.5) | (y < -0.5) | (y > height - 0.5)
+
+
+@pytest.mark.parametrize('name', ['kitti-2012', 'kitti-2015'])
+def test_occluded_to_kitti_is_what_leaves_the_frame(real_data, name):
+    try:
+        source = dataset(name, truth_only=True)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    for s in source:
+        occluded = (s.valid & ~s.non_occluded)[0]
+        assert occluded.any() and (leaves(s.flow) & occluded).sum() > 0.98 * occluded.sum(), s.name
+
+
+def test_sintels_masks_are_not_what_leaves_the_frame(real_data):
+    try:
+        source = Sintel('clean', truth_only=True)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    sample = next((s for s in source if s.name == 'clean/alley_1/frame_0002'), None)
+    if sample is None:
+        pytest.skip('alley_1, frame 2: not there')
+    out = leaves(sample.flow)
+    assert [int(x.sum()) for x in (out, out & ~sample.non_occluded[0], out & ~sample.valid[0])] == [2684, 55, 0]
 
 
 def test_seeking_in_a_real_video_is_exact(real_data):
@@ -530,6 +583,12 @@ def test_a_video_that_breaks_off_after_counting(clip):
         video[40]
 
 
+@pytest.mark.parametrize('step', [0, -1])
+def test_a_step_leads_forwards(clip, step):
+    with pytest.raises(ValueError, match=f'step: expected 1 or more .* found {step}'):
+        Frames(clip[0], step=step)
+
+
 def test_bad_folders(tmp_path):
     (tmp_path / 'notes.txt').write_text('hello')
     with pytest.raises(ValueError, match='no pictures found'):
@@ -550,6 +609,25 @@ def test_flow_of_another_size(data):
     save(data / 'FlyingChairs/data/00001_flow.flo', miniature.flow((40, 80)))
     with pytest.raises(ValueError, match=r'00001: the true flow is \(2, 40, 80\), but data/00001_img1.ppm is \(3, 48, 80\)'):
         FlyingChairs()[0]
+
+
+@pytest.mark.parametrize('folder,field', [('occlusions', 'non_occluded'), ('invalid', 'valid')])
+def test_sintel_masks_of_another_size(data, folder, field):
+    miniature.sintel(data)
+    assert getattr(Sintel('clean')[0], field).shape == (1, *SIZE)
+    save(data / f'Sintel/training/{folder}/alley_1/frame_0001.png', miniature.part((24, 40)))
+    with pytest.raises(ValueError, match=rf'{folder}/alley_1/frame_0001.png: expected a map of \(48, 80\), as its flow is, found \(24, 40\)'):
+        Sintel('clean')[0]
+
+
+def test_kitti_truth_of_another_size(data):
+    miniature.kitti(data, 2015)
+    save(data / 'KITTI-2015/training/obj_map/000000_10.png', miniature.part((24, 40)).astype(np.uint8))
+    with pytest.raises(ValueError, match=r'obj_map/000000_10.png: expected a map of \(48, 80\)'):
+        Kitti(2015)[0]
+    save(data / 'KITTI-2015/training/flow_noc/000001_10.png', miniature.flow((24, 40)))
+    with pytest.raises(ValueError, match=r'000001_10: the true non_occluded is \(1, 24, 40\), but training/image_2/000001_10.png is'):
+        Kitti(2015)[1]
 
 
 def test_truncated_picture_and_flow(data):
@@ -577,7 +655,9 @@ def test_bad_pfm(tmp_path):
     path = tmp_path / 'a.pfm'
     miniature.write_pfm(path, miniature.flow())
     whole = path.read_bytes()
-    for content in (whole[:50], b'', b'Pf\n2 2\n-1.0\n' + bytes(16)):
+    with pytest.raises(FileNotFoundError, match='b.pfm: no such file'):
+        read_pfm(tmp_path / 'b.pfm')
+    for content in (whole[:50], whole[:-4], b'', b'Pf\n2 2\n-1.0\n' + bytes(16)):
         path.write_bytes(content)
         with pytest.raises(ValueError, match='a.pfm: expected a .pfm file'):
             read_pfm(path)
@@ -624,6 +704,19 @@ def test_stream_does_not_depend_on_workers_or_start():
     alone = [views[n] for n in range(4, 10)]
     loaded = list(DataLoader(views, 1, sampler=range(4, 10), num_workers=2, collate_fn=collate))
     assert all(torch.equal(a.image_1, b.image_1[0]) and torch.equal(a.segments_2, b.segments_2[0]) for a, b in zip(alone, loaded))
+
+
+def test_stream_ends_where_it_says():
+    views = TrainingViews(ScenePairs(2, height=64, width=96), (64, 64), fit='crop', length=3)
+    assert len([s for s in views]) == 3
+    with pytest.raises(IndexError, match='from 0 to 2, found -1'):
+        views[-1]
+
+
+def test_a_scene_counted_from_the_end_keeps_its_truth():
+    scenes = ScenePairs(3, height=64, width=96, offset=10)
+    last, same = scenes[-1], scenes[2]
+    assert last.name == same.name and torch.equal(last.flow, same.flow) and torch.equal(last.non_occluded, same.non_occluded)
 
 
 def test_resizing_to_its_own_size_changes_nothing():

@@ -54,7 +54,7 @@ class Sample(NamedTuple):
     key_objects: Tensor | None = None  # (K, 1, H, W) bool, objects of frame 1
     flow: Tensor | None = None  # (2, H, W) pixels, frame 1 -> 2; 0 where unknown
     valid: Tensor | None = None  # (1, H, W) bool, the true flow is known and trusted
-    non_occluded: Tensor | None = None  # (1, H, W) bool, visible in frame 2 as well
+    non_occluded: Tensor | None = None  # (1, H, W) bool, visible in frame 2 as well, in the data set's own sense
     name: str = ''
     objects: Tensor | None = None  # (1, H, W) int64, KITTI 2015's object map, 0 = background
 
@@ -145,15 +145,16 @@ class Pairs(Dataset):
         index: int,
         swap: bool = False,  # frame 2 first; the ground truth, which belongs to the other order, is left out
     ) -> Sample:
-        "One pair. Raises ValueError when the two frames, or frame 1 and its flow, differ in size."
+        "One pair. Raises ValueError when the two frames, or frame 1 and its ground truth, differ in size."
         pair = self.pairs[index]
         key_1, key_2 = (pair.frame_2, pair.frame_1) if swap else (pair.frame_1, pair.frame_2)
         frame_1, frame_2 = self.frame(key_1), self.frame(key_2)
         if frame_1.image.shape != frame_2.image.shape:
             raise ValueError(f'{pair.name}: the two frames differ in size: {key_1} is {tuple(frame_1.image.shape)}, {key_2} is {tuple(frame_2.image.shape)}')
         truth = {} if swap else self.truth(index)
-        if 'flow' in truth and truth['flow'].shape[1:] != frame_1.image.shape[1:]:
-            raise ValueError(f"{pair.name}: the true flow is {tuple(truth['flow'].shape)}, but {key_1} is {tuple(frame_1.image.shape)}")
+        for field, value in truth.items():
+            if value.shape[1:] != frame_1.image.shape[1:]:
+                raise ValueError(f'{pair.name}: the true {field} is {tuple(value.shape)}, but {key_1} is {tuple(frame_1.image.shape)}')
         return Sample(frame_1.image, frame_2.image, frame_1.segments, frame_2.segments, frame_1.key_objects, name=pair.name, **truth)
 
     def __getitem__(self, index: int) -> Sample:
@@ -212,7 +213,7 @@ class ScenePairs(Pairs):
         return getattr(scene, f'records_{side}')
 
     def truth(self, index: int) -> dict:
-        scene = self._scene(self.offset + index)
+        scene, _ = self._side(self.pairs[index].frame_1)
         return flow_truth(scene.flow_12, np.ones(scene.occluded_1.shape, bool), ~scene.occluded_1)
 
 # %% ../nbs/03_datasets.ipynb #caacd87b
@@ -239,7 +240,7 @@ def natural_key(
     path: str | Path,
 ) -> list:  # a key for `sorted`
     "Orders 'frame9' before 'frame10'."
-    return [int(part) if part.isdigit() else part.lower() for part in re.split(r'(\d+)', str(path))]
+    return [int(part) if part.isdecimal() else part.lower() for part in re.split(r'(\d+)', str(path))]
 
 
 def list_pictures(
@@ -361,6 +362,8 @@ class Frames(Pairs):
         masks=None,
         object_scale: float = 1.0,
     ):
+        if step < 1:
+            raise ValueError(f'step: expected 1 or more frames from the first to the second of a pair, found {step}')
         self.source = Path(source)
         self.is_video = not self.source.is_dir()
         self.video = Video(source, keep=step + 1) if self.is_video else None
@@ -412,7 +415,8 @@ class Benchmark(Pairs):
     ):
         super().__init__(pairs, root, masks, object_scale)
         if truth_only:
-            self.pairs = [p for p in self.pairs if (self.root / self.flow_file(p)).is_file()]
+            missing = set(absent(self.root, map(self.flow_file, self.pairs)))
+            self.pairs = [p for p in self.pairs if self.flow_file(p) not in missing]
         if complete:
             self.check()
         if not self.pairs:
@@ -555,15 +559,19 @@ class Kitti(Benchmark):
         if truth and visible.is_file():
             truth['non_occluded'] = torch.from_numpy(read_flow(visible)[1])[None]
         if truth and cars.is_file():
-            truth['objects'] = read_labels(cars)
+            truth['objects'] = read_labels(cars, truth['flow'].shape[1:])
         return truth
 
 
 def read_labels(
     path: str | Path,  # 8-bit grey PNG
+    size: Sequence[int] | None = None,  # (H, W) that it must have
 ) -> Tensor:  # (1, H, W) int64, 0 to 255
-    "Reads a map of labels. Raises as `read_image` does."
-    return (read_image(path)[:1] * 255).round().long()
+    "Reads a map of labels. Raises as `read_image` does, and ValueError for another size."
+    labels = (read_image(path)[:1] * 255).round().long()
+    if size is not None and tuple(labels.shape[1:]) != tuple(size):
+        raise ValueError(f'{path}: expected a map of {tuple(size)}, as its flow is, found {tuple(labels.shape[1:])}')
+    return labels
 
 # %% ../nbs/03_datasets.ipynb #67da8128
 class KittiMultiview(Benchmark):
@@ -678,10 +686,10 @@ class KittiRaw(RawFrames):
         self,
         root: str | Path | None = None,  # folder that holds 2011_09_26/ and its like; None = KITTI-raw in the data folder
         list_file: str | Path | None = None,  # pairs to use; None = all
-        cameras: Sequence[str] = ('image_02', 'image_03'),
+        cameras: str | Sequence[str] = ('image_02', 'image_03'),
         masks=None,
     ):
-        root = data_folder(root, 'KITTI-raw')
+        root, cameras = data_folder(root, 'KITTI-raw'), [cameras] if isinstance(cameras, str) else cameras
         super().__init__(root, (f for camera in cameras for f in sorted(root.glob(f'*/*_sync/{camera}/data'))), list_file, masks)
 
 # %% ../nbs/03_datasets.ipynb #63633acc
@@ -707,8 +715,8 @@ class Sintel(Benchmark):
     ):
         self.passes, self.split = [passes] if isinstance(passes, str) else list(passes), split
         folds = {None: tuple(SINTEL_FRAMES), 'A': SINTEL_FOLD_A, 'B': SINTEL_FOLD_B}
-        if not set(self.passes) <= {'clean', 'final'} or split not in ('training', 'test') or fold not in folds or (fold and split == 'test'):
-            raise ValueError(f"Sintel: expected passes of 'clean' and 'final', split 'training' or 'test', fold None, 'A' or 'B' (training), found {passes!r}, {split!r}, {fold!r}")
+        if not self.passes or not set(self.passes) <= {'clean', 'final'} or split not in ('training', 'test') or fold not in folds or (fold and split == 'test'):
+            raise ValueError(f"Sintel: expected passes of 'clean' and 'final' (one or both), split 'training' or 'test', fold None, 'A' or 'B' (training), found {passes!r}, {split!r}, {fold!r}")
         self.scenes = folds[fold] if split == 'training' else ()
         self.stated = len(self.passes) * (sum(SINTEL_FRAMES[s] - 1 for s in self.scenes) or 552)
         self.layout = f'{split}/{self.passes[0]}/SCENE/frame_NNNN.png'
@@ -733,9 +741,9 @@ class Sintel(Benchmark):
         truth, pair = super().truth(index), self.pairs[index]
         occluded, invalid = (self.root / self._beside(pair, folder, '.png') for folder in ('occlusions', 'invalid'))
         if truth and occluded.is_file():
-            truth['non_occluded'] = read_labels(occluded) == 0
+            truth['non_occluded'] = read_labels(occluded, truth['flow'].shape[1:]) == 0
         if truth and invalid.is_file():
-            truth['valid'] &= read_labels(invalid) == 0
+            truth['valid'] &= read_labels(invalid, truth['flow'].shape[1:]) == 0
         return truth
 
 # %% ../nbs/03_datasets.ipynb #dcbaf24c
@@ -816,7 +824,9 @@ def _chosen_chairs(root: Path, pairs: Sequence[Pair], split: str) -> list[Pair]:
 def read_pfm(
     path: str | Path,
 ) -> tuple[np.ndarray, np.ndarray]:  # flow (2, H, W) float32, pixels, 0 where unknown; known (H, W) bool
-    "Reads a flow field from a .pfm file. Raises ValueError that names the file."
+    "Reads a flow field from a .pfm file. Raises FileNotFoundError, or ValueError that names the file."
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'{path}: no such file')
     field = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if field is None or field.ndim != 3 or field.dtype != np.float32:
         raise ValueError(f'{path}: expected a .pfm file of three float channels, found {"one that does not decode" if field is None else f"{field.dtype} {field.shape}"}')
@@ -835,15 +845,17 @@ class FlyingThings3D(Benchmark):
         passes: str | Sequence[str] = ('clean', 'final'),
         split: str = 'train',  # 'train' or 'test'
         camera: str = 'left',  # 'left' or 'right'
-        directions: Sequence[str] = ('future', 'past'),
+        directions: str | Sequence[str] = ('future', 'past'),
         root: str | Path | None = None,  # folder that holds frames_cleanpass/ and optical_flow/; None = FlyingThings3D in the data folder
         masks=None,
         truth_only: bool = False,
         complete: bool = False,
     ):
         passes, sequences = [passes] if isinstance(passes, str) else list(passes), {'train': 2239, 'test': 437}
-        if split not in sequences or not set(directions) <= {'future', 'past'}:
-            raise ValueError(f"FlyingThings3D: expected split 'train' or 'test', directions of 'future' and 'past', found {split!r}, {directions!r}")
+        directions = [directions] if isinstance(directions, str) else list(directions)
+        one_or_both = all(named and set(named) <= known for named, known in ((passes, {'clean', 'final'}), (directions, {'future', 'past'})))
+        if not one_or_both or split not in sequences or camera not in ('left', 'right'):
+            raise ValueError(f"FlyingThings3D: expected passes of 'clean' and 'final', split 'train' or 'test', camera 'left' or 'right', directions of 'future' and 'past', found {passes!r}, {split!r}, {camera!r}, {directions!r}")
         self.stated = 9 * sequences[split] * len(passes) * len(directions)
         self.layout = f'frames_{passes[0]}pass/{split.upper()}/A/0000/{camera}/0006.png'
         root, pairs = data_folder(root, 'FlyingThings3D'), []
@@ -882,15 +894,20 @@ class Hd1k(Benchmark):
 def read_flo5(
     path: str | Path,
 ) -> tuple[np.ndarray, np.ndarray]:  # flow (2, H, W) float32 at the pictures' resolution, 0 where unknown; known (H, W) bool
-    "Reads one of Spring's flow fields. Raises ImportError without h5py, ValueError that names the file."
+    "Reads one of Spring's flow fields. Raises FileNotFoundError, ImportError without h5py, or ValueError that names the file."
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'{path}: no such file')
     try:
         import h5py
     except ImportError as error:
         raise ImportError(f"{path}: Spring's flow files need the package h5py: pip install h5py") from error
     try:
         with h5py.File(path, 'r') as file:
-            flow = file['flow'][::2, ::2].transpose(2, 0, 1).astype(np.float32)
-    except (OSError, KeyError, ValueError) as error:
+            fine = file['flow'][()]
+        if fine.ndim != 3 or fine.shape[2] != 2:
+            raise ValueError(f'flow of shape {fine.shape}')
+        flow = fine[::2, ::2].transpose(2, 0, 1).astype(np.float32)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: expected one of Spring's .flo5 files, found something else ({error})") from error
     known = np.isfinite(flow).all(0)
     return np.where(known, flow, 0), known
@@ -898,7 +915,7 @@ def read_flo5(
 
 class Spring(Benchmark):
     "Spring, left camera, flow forwards."
-    page = 'train_frame_left.zip and train_flow_FW_left.zip from https://spring-benchmark.org/'
+    page = 'train_frame_left.zip and train_flow_FW_left.zip (for testing, test_frame_left.zip) from https://spring-benchmark.org/'
     layout = 'train/SSSS/frame_left/frame_left_NNNN.png'
     read_flow = staticmethod(read_flo5)
 
@@ -984,6 +1001,8 @@ class TrainingViews(Dataset):
         return int(_permutation(len(self.source), self.seed, epoch)[place])
 
     def __getitem__(self, position: int) -> Sample:
+        if not 0 <= position < self.length:
+            raise IndexError(f'expected a position from 0 to {self.length - 1}, found {position}')
         rng = np.random.default_rng((self.seed, 1, position))
         swap, mirror = rng.random(2) < (self.swap, self.mirror)
         sample = self.source.sample(self.index(position), swap=bool(swap))
@@ -1050,7 +1069,7 @@ def read_frame(
 
 # %% ../nbs/03_datasets.ipynb #df906afa
 class CachedPairs(Pairs):
-    "The pairs of another source, their frames prepared once and read from `folder`. A folder belongs to one source, one size and one set of masks."
+    "The pairs of another source, without ground truth, their frames prepared once and read from `folder`. A folder belongs to one source, one size and one set of masks."
 
     def __init__(
         self,
