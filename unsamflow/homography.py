@@ -22,7 +22,7 @@ LABELS = 1 << 16  # the full segmentation has 16-bit labels
 def choose_regions(
     segments: Tensor,  # (B, 1, H, W) integer labels, 0 to 65,535; 0 = background
     occluded: Tensor,  # (B, 1, H, W) bool
-    regions: int,  # K, how many to choose
+    regions: int,  # K, how many to choose, 1 to 255
 ) -> Tensor:  # (B, K) int64 labels; 0 where there are fewer
     """Labels with the most occluded pixels, the background and segments without any left out; of equals, the smaller label (UnSAMFlow, Sec. 3.4).
 
@@ -174,7 +174,7 @@ def in_pixels(
 def draw_sets(
     available: Tensor,  # (R,) number of points of each region
     count: int,  # sets per region
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None,  # of the random sets; None = PyTorch's default
 ) -> Tensor:  # (R, count, 4) ranks in the region's list of pixels
     "Random sets of four points: one half drawn anywhere, the other with one point from each quarter of the list."
     device = available.device if generator is None else generator.device
@@ -198,7 +198,7 @@ def four_point_homography(
     source: Tensor,  # (3, 4, ...) homogeneous positions in frame 1
     target: Tensor,  # (3, 4, ...) homogeneous positions in frame 2
 ) -> tuple[Tensor, Tensor]:  # homographies (3, 3, ...) with last element 1, or all 0; bool (...): usable
-    "The homography through four correspondences in closed form. Not usable: three points on a line, orientation of some triangles reversed."
+    "The homography through four correspondences in closed form. Not usable: three points on a line, orientation of some triangles alone reversed (Márquez-Neila et al., 2013)."
     rows, lam, det = _basis(source)
     _, mu, target_det = _basis(target)
     weight = mu * torch.stack([lam[1] * lam[2], lam[0] * lam[2], lam[0] * lam[1]])
@@ -213,9 +213,9 @@ HORIZON = 0.1  # least third coordinate inside a region, that at its centre bein
 
 def count_inliers(
     homographies: Tensor,  # (R, K, 3, 3), last element 1
-    source: Tensor,  # (R, 3, N)
+    source: Tensor,  # (R, 3, N) homogeneous, in the regions' own coordinates
     target: Tensor,  # (R, 2, N)
-    tolerance: Tensor,  # (R,) largest distance
+    tolerance: Tensor,  # (R,) largest distance of an inlier, in the unit of the target
 ) -> Tensor:  # (R, K) number of inliers; 0 where the horizon comes near one of the points
     "Points that each hypothesis maps to within the tolerance of their target."
     first, second, third = homographies.unbind(-2)
@@ -241,22 +241,22 @@ def inlier_moments(
     homographies: Tensor,  # (Q, 3, 3), last element 1
     source: Tensor,  # (Q, 3, N)
     target: Tensor,  # (Q, 2, N)
-    tolerance: Tensor,  # (Q,)
+    tolerance: Tensor,  # (Q,) largest distance of an inlier, in the unit of the target
     candidates: Tensor | None = None,  # (Q, N) bool; None = all
 ) -> Tensor:  # (Q, 9, 9) float64
-    "Sums over the inliers of all products of two of the nine features."
+    "Sums over the inliers of all products of two of the nine numbers of `gauss_newton`: three of a, two each of xi a and eta a, two errors."
     moved, depth = project(homographies, source)
     error = moved - target
     inlier = error.square().sum(1) <= tolerance.square()[:, None]
-    inlier = (inlier if candidates is None else inlier & candidates).to(error.dtype)[:, None]
+    inlier = (inlier if candidates is None else inlier & candidates)[:, None]
     a = source * (inlier / depth)
-    features = torch.cat([a, moved[:, :1] * a[:, :2], moved[:, 1:] * a[:, :2], error * inlier], 1)
+    features = torch.cat([a, moved[:, :1] * a[:, :2], moved[:, 1:] * a[:, :2], error.where(inlier, 0)], 1)  # infinity times 0 would be NaN
     return (features @ features.mT).double()
 
 
 def gauss_newton(
     homographies: Tensor,  # (Q, 3, 3), last element 1
-    moments: Tensor,  # (Q, 9, 9)
+    moments: Tensor,  # (Q, 9, 9) of `inlier_moments`
 ) -> Tensor:  # (Q, 3, 3), last element 1
     "One step towards the least sum of squared distances in frame 2. A singular system gives some finite matrix."
     m = moments
@@ -285,12 +285,12 @@ def _best(
 
 
 def search(
-    source: Tensor,  # (R, 3, 4 S): S sets of four points
+    source: Tensor,  # (R, 3, 4 S) homogeneous, in the regions' own coordinates: S sets of four points
     target: Tensor,  # (R, 2, 4 S)
-    tolerance: Tensor,  # (R,)
+    tolerance: Tensor,  # (R,) largest distance of an inlier, in the unit of the target
     rounds: int = 2,  # refinements of those that are kept last
 ) -> tuple[Tensor, Tensor]:  # homographies (R, 3, 3); bool (R,): there is one
-    "RANSAC with local optimisation, in all regions at once."
+    "RANSAC with local optimisation (Chum et al., 2003), in all regions at once."
     sets = [p.unflatten(2, (-1, 4)).permute(1, 3, 0, 2).contiguous() for p in (source, F.pad(target, (0, 0, 0, 1), value=1.))]
     hypotheses, usable = four_point_homography(*sets)
     hypotheses = hypotheses.permute(2, 3, 0, 1).contiguous()
@@ -349,8 +349,8 @@ def fit_regions(
     position: Tensor,  # (C, 2, BLOCK) of the blocks' pixels
     motion: Tensor,  # (C, 2, BLOCK) flow of the blocks' pixels
     threshold: float,  # pixels
-    hypotheses: int = 128,
-    generator: torch.Generator | None = None,
+    hypotheses: int = 128,  # sets of four points drawn from each region
+    generator: torch.Generator | None = None,  # of the random sets; None = PyTorch's default
 ) -> Fit:
     "Search on a sample of each region, refit on all its inliers, judge (UnSAMFlow, Sec. 3.4)."
     homographies, found, scale = _search_sample(flow, regions, threshold, hypotheses, generator)
@@ -372,7 +372,7 @@ def fit_regions(
     accepted = found & enough & (unsound == 0) & (after <= ZOOM * before) & (_thickness(moments, scale.size) > THINNEST)
     return Fit(homographies, scale, accepted, inliers, error * own.size[:, None, None])
 
-# %% ../nbs/06_homography.ipynb #ee31bedf
+# %% ../nbs/06_homography.ipynb #01765962
 def _check(
     flow: Tensor,  # (B, 2, H, W)
     segments: Tensor,  # (B, 1, H, W)
@@ -382,6 +382,8 @@ def _check(
 ) -> None:
     "Raise ValueError or TypeError when the arguments do not fit together."
     if flow.ndim != 4 or flow.shape[1] != 2: raise ValueError(f'flow: expected (B, 2, H, W), found {tuple(flow.shape)}')
+    if not flow.numel(): raise ValueError(f'flow: expected at least one sample and one pixel, found {tuple(flow.shape)}')
+    if not flow.is_floating_point(): raise TypeError(f'flow: expected floating point, found {flow.dtype}')
     expected = (len(flow), 1, *flow.shape[2:])
     for name, value in (('segments', segments), ('occluded', occluded)):
         if value.shape != expected: raise ValueError(f'{name}: expected {expected} to fit flow {tuple(flow.shape)}, found {tuple(value.shape)}')
@@ -425,11 +427,12 @@ def homography_loss(
     occluded: Tensor,  # (B, 1, H, W) bool, True = occluded
     threshold: float = 0.5,  # pixels: largest distance of an inlier (0.5 for KITTI, 3 for Sintel)
     regions: int = 6,  # at most so many per sample
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None,  # of the random sets; None = PyTorch's default
 ) -> Tensor:  # scalar, float32, pixels
-    """Distance of the flow to the homographies of its most occluded segments, summed over their pixels, over H x W; mean over the batch (UnSAMFlow, Sec. 3.4).
+    """L1 distance of the flow to the homographies of its most occluded segments, summed over their pixels, over H x W; mean over the batch (UnSAMFlow, Sec. 3.4).
 
-    Differentiable in `flow`; the homographies are constants. Raises: ValueError or TypeError when the arguments do not fit together.
+    Differentiable in `flow`; the homographies are constants. 0, with a gradient of 0, where nothing is accepted.
+    Raises: ValueError or TypeError when the arguments do not fit together.
     """
     with _full_precision(flow.device):
         _, _, current, refined, fit = _fit(flow, segments, occluded, threshold, regions, generator)
@@ -474,7 +477,7 @@ def fit_homographies(
     occluded: Tensor,  # (B, 1, H, W) bool
     threshold: float = 0.5,  # pixels
     regions: int = 6,  # at most so many per sample
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None,  # of the random sets; None = PyTorch's default
 ) -> Homographies:
     """Robust homographies of the most occluded segments, all in one batch (UnSAMFlow, Sec. 3.4).
 
@@ -492,7 +495,7 @@ def refine_flow(
     occluded: Tensor,  # (B, 1, H, W) bool
     threshold: float = 0.5,  # pixels
     regions: int = 6,  # at most so many per sample
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None,  # of the random sets; None = PyTorch's default
 ) -> Refinement:
     """The flow that `homography_loss` asks for, and how it came about (UnSAMFlow, Fig. 11).
 
