@@ -201,6 +201,11 @@ def test_f1_per_image_is_not_the_pooled_one():
     (np.zeros((2, 18, 25)), {}, ValueError, r'expected an estimate of shape \(2, 18, 26\), found \(2, 18, 25\)'),
     (np.zeros((1, 2, 18, 26)), {}, ValueError, r'estimate: expected flow of shape \(2, H, W\), found \(1, 2, 18, 26\)'),
     (np.full((2, 18, 26), np.inf), {}, ValueError, r'found NaN or infinity in 468 of 468 pixels'),
+    (None, {}, TypeError, 'estimate: expected flow as a tensor or an array, found NoneType'),
+    ([torch.zeros(2, 18, 26), None], {}, TypeError, 'estimate: expected flow as a tensor or an array, found list'),
+    (np.zeros((2, 18, 26), complex), {}, TypeError, 'estimate: expected flow as real numbers, found complex128'),
+    (torch.zeros((2, 18, 26), dtype=torch.complex64), {}, TypeError, 'estimate: expected flow as real numbers, found complex64'),
+    (np.full((2, 18, 26), 'a'), {}, TypeError, 'estimate: expected flow as real numbers, found <U1'),
     (np.zeros((2, 18, 26)), {'flow': None}, ValueError, 'expected a sample with its true flow, found None'),
     (np.zeros((2, 18, 26)), {'flow': torch.zeros(18, 26)}, ValueError, r'true flow: expected flow of shape \(2, H, W\), found \(18, 26\)'),
     (np.zeros((2, 18, 26)), {'valid': torch.ones(1, 9, 13)}, ValueError, r'valid: expected a mask of shape \(1, 18, 26\), found \(1, 9, 13\)'),
@@ -216,6 +221,22 @@ def test_bad_input_names_the_sample(estimate, change, error, message):
 def test_occlusion_as_probability_is_refused():
     with pytest.raises(TypeError, match='random_0: expected occlusion as bool, True = occluded, found torch.float32'):
         measure(np.zeros((2, 18, 26)), random_sample(0), torch.rand(1, 18, 26))
+    with pytest.raises(TypeError, match='random_0: expected occlusion as bool, True = occluded, found list'):
+        measure(np.zeros((2, 18, 26)), random_sample(0), [[True] * 26] * 18)
+
+
+def test_one_known_pixel_and_none():
+    "The only pixel makes every value; without one there is no metric at all, and no say in the others' means."
+    one, metrics = torch.zeros(1, 18, 26, dtype=torch.bool), FlowMetrics()
+    none = random_sample(0)._replace(valid=one.clone())
+    one[0, 9, 13] = True
+    single = random_sample(1)._replace(valid=one, non_occluded=one, flow=torch.zeros(2, 18, 26))
+    assert metrics.update(np.full((2, 18, 26), 3.0), none) == {'name': 'random_0'} and metrics.compute() == {'images': 1}
+    row = metrics.update(np.full((2, 18, 26), 3.0), single)
+    assert row['epe'] == row['epe_noc'] == row['s0-10'] == pytest.approx(18 ** 0.5) and row['fl_all'] == 100
+    assert not {'epe_occ', 'epe_boundary', 's10-40', 'd0-10'} & set(row)
+    result = metrics.compute()
+    assert result['images'] == 2 and result['epe'] == result['epe_pooled'] == row['epe']
 
 
 # Methods
@@ -267,6 +288,13 @@ def test_with_occlusion_finds_what_leaves_the_frame():
     assert occluded[0, :, 15:].all() and not occluded[0, :, :15].any()
 
 
+def test_with_occlusion_takes_the_place_of_a_methods_own():
+    image = torch.zeros(3, 4, 6)
+    own = lambda a, b: (torch.zeros(2, 4, 6), torch.ones(1, 4, 6, dtype=torch.bool))
+    flow, occluded = with_occlusion(own)(image, image)
+    assert flow.shape == (2, 4, 6) and not occluded.any()
+
+
 # Evaluating
 
 def test_evaluate_takes_lists_generators_and_indexed_sources():
@@ -287,6 +315,11 @@ def test_evaluate_takes_lists_generators_and_indexed_sources():
 def test_evaluate_without_samples():
     with pytest.raises(ValueError, match='expected at least one sample, found none'):
         evaluate(zero_flow, [], progress=False)
+
+
+def test_a_tuple_that_is_no_pair():
+    with pytest.raises(ValueError, match='method: expected flow, or a pair of flow and occlusion, found a tuple of 3'):
+        evaluate(lambda a, b: (zero_flow(a, b),) * 3, [random_sample(0)], progress=False)
 
 
 def test_evaluate_gives_segments_to_those_who_ask():
@@ -394,6 +427,17 @@ def test_a_complete_sintel_folder_is_accepted(tmp_path, monkeypatch):
     assert check_submission('sintel', tmp_path)[:2] == ['clean/tiger: missing before the last frame: frame0007.flo', 'clean: expected 552 files in 12 scenes, found 551']
 
 
+def test_sintel_frames_counted_from_zero_are_refused(tmp_path, monkeypatch):
+    "Their number is right and they have no gaps, but every one of them is the flow of another frame."
+    monkeypatch.setattr(evaluation, 'SINTEL_SIZE', (9, 12))
+    first = write_submission('sintel', tmp_path / 'one', flows(['clean/wall/frame_0001']))[0]
+    for path in (tmp_path / f'out/{part}/{scene}/frame{i:04}.flo' for part in ('clean', 'final') for scene in SINTEL_TEST for i in range(46)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.link(first, path)
+    problems = check_submission('sintel', tmp_path / 'out')
+    assert problems[0].startswith('unexpected files (24): clean/PERTURBED_market_3/frame0000.flo') and 'clean: expected 552 files in 12 scenes, found 540' in problems
+
+
 def test_sintel_size_is_checked(tmp_path):
     write_submission('sintel', tmp_path, flows(['clean/wall/frame_0001']))
     assert 'clean/wall/frame0001.flo: expected 436 x 1024 pixels (rows x columns), found 9 x 12' in check_submission('sintel', tmp_path)
@@ -417,6 +461,8 @@ def spoil_one_channel(path): cv2.imwrite(str(path), np.zeros((9, 12), np.uint16)
 def spoil_size(path): write_flow(path, np.zeros((2, 12, 9)))
 def spoil_validity(path): write_flow(path, np.zeros((2, 9, 12)), valid=np.arange(12) != np.zeros((9, 1)))
 def spoil_content(path): path.write_bytes(b'')
+def spoil_half(path): path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
+def spoil_one_byte(path): path.write_bytes(path.read_bytes()[:-1])
 def spoil_by_removing(path): path.unlink()
 def spoil_by_renaming(path): path.rename(path.with_name('extra.png')), write_flow(path, np.zeros((2, 9, 12)))
 
@@ -427,6 +473,8 @@ def spoil_by_renaming(path): path.rename(path.with_name('extra.png')), write_flo
     (spoil_size, 'flow/000001_10.png: expected 9 x 12 pixels (rows x columns), found 12 x 9'),
     (spoil_validity, 'flow/000001_10.png: expected flow in every pixel, found 9 of 108 invalid'),
     (spoil_content, 'flow/000001_10.png: expected a whole PNG file, found 0 bytes'),
+    (spoil_half, 'flow/000001_10.png: expected a whole PNG file, found'),
+    (spoil_one_byte, 'flow/000001_10.png: expected a whole PNG file, found'),
     (spoil_by_removing, 'missing files (1 of 2): flow/000001_10.png'),
     (spoil_by_renaming, 'unexpected files (1): flow/extra.png'),
 ])
@@ -444,7 +492,7 @@ def test_folders_that_are_not_there(tmp_path):
         check_submission('sintel', tmp_path / 'nowhere')
     with pytest.raises(FileNotFoundError, match='expected test images like 000000_10.png, found none'):
         check_submission('kitti2012', tmp_path, images=tmp_path)
-    with pytest.raises(FileNotFoundError, match='expected a submission with .flo files, found none'):
+    with pytest.raises(FileNotFoundError, match='expected a submission with files like clean/wall/frame0001.flo, found none'):
         zip_submission('sintel', tmp_path)
 
 
@@ -455,12 +503,28 @@ def test_what_kitti_cannot_hold_is_refused_and_leaves_nothing(flow, message, tmp
     assert not any(p.is_file() for p in tmp_path.rglob('*'))
 
 
+def test_unknown_kind_is_refused_even_without_predictions(tmp_path):
+    for call in (lambda: write_submission('kitti', tmp_path, {}), lambda: check_submission('kitti', tmp_path), lambda: zip_submission('kitti', tmp_path)):
+        with pytest.raises(ValueError, match="kind: expected 'kitti2012', 'kitti2015' or 'sintel', found 'kitti'"):
+            call()
+
+
+@pytest.mark.parametrize('kind, names', [('kitti2012', ['000000_10.png']), ('kitti2015', ['flow/000000_10.png'])])
+def test_archive_holds_the_submission_alone(kind, names, tmp_path):
+    "Previews stay out, and a file of the same name in another folder does not come twice."
+    folder = tmp_path / 'out'
+    write_submission(kind, folder, flows(['000000_10']))
+    write_images(folder, ['000000_10', 'extra/000000_10', 'flow/000000_10_error'])
+    assert zipfile.ZipFile(zip_submission(kind, folder)).namelist() == names
+
+
 def test_two_predictions_for_one_file(tmp_path):
     with pytest.raises(ValueError, match="expected one prediction, found two: '000003' and '000003_10'"):
         write_submission('kitti2015', tmp_path, flows(['000003', '000003_10']))
 
 
-@pytest.mark.parametrize('kind, name', [('kitti2015', '10'), ('kitti2012', '000003_11'), ('kitti2015', 'x000003'), ('sintel', 'albedo/wall/frame_0001'), ('sintel', 'clean/frame_0001')])
+@pytest.mark.parametrize('kind, name', [('kitti2015', '10'), ('kitti2012', '000003_11'), ('kitti2015', 'x000003'), ('sintel', 'albedo/wall/frame_0001'), ('sintel', 'clean/frame_0001'),
+                                        ('sintel', 'clean/wall/frame_0000'), ('kitti2015', '٠٠٠٠٠١_10')])
 def test_names_that_say_too_little(kind, name):
     with pytest.raises(ValueError, match='name: expected something like'):
         submission_file(kind, name)
@@ -537,6 +601,31 @@ def test_zero_flow_on_kitti(folder, name, expected):
     flow, valid = read_flow(truth)
     result = evaluate(zero_flow, [Sample(torch.zeros(3, *valid.shape), None, flow, valid, name=name)], progress=False)
     assert round(result['epe'], 2) == expected
+
+
+@pytest.mark.parametrize('folder, name, occlusion, leaving, both', [
+    ('KITTI-2015', '000010_10', 2601, 2757, 2601), ('Sintel', 'alley_1/frame_0002', 9912, 2684, 55), ('Sintel', 'temple_3/frame_0022', 142279, 40887, 35772)])
+def test_what_leaves_the_frame_is_occluded_on_kitti_and_in_part_on_sintel(folder, name, occlusion, leaving, both):
+    options = {'truth_only': True} | ({'passes': 'final'} if folder == 'Sintel' else {})
+    try:
+        pairs = dataset(folder.lower(), root=data_root() / folder, **options)
+        index = next(i for i, pair in enumerate(pairs.pairs) if pair.name.endswith(name))
+    except (FileNotFoundError, StopIteration):
+        pytest.skip(f'needs {folder} {name}, not on this machine')
+    sample = pairs[index]
+    parts = regions(sample, pairs.every_pixel)
+    y, x = np.indices(sample.flow.shape[1:]) + sample.flow.numpy()[::-1]
+    leaves = parts['all'] & ((np.minimum(x, y) < -0.5) | (y > y.shape[0] - 0.5) | (x > x.shape[1] - 0.5))
+    assert (parts['occ'].sum(), leaves.sum(), (parts['occ'] & leaves).sum()) == (occlusion, leaving, both)
+
+
+def test_kitti_2012_gives_visible_pixels_two_truths():
+    paths = [data_root() / f'KITTI-2012/training/{folder}/000151_10.png' for folder in ('flow_occ', 'flow_noc')]
+    if not all(path.is_file() for path in paths):
+        pytest.skip('needs KITTI-2012 000151, not on this machine')
+    (everywhere, known), (values, visible) = map(read_flow, paths)
+    difference = np.hypot(*(everywhere - values))[visible]
+    assert not (visible & ~known).any() and (visible.sum(), (difference > 0).sum(), round(float(difference.max()), 1)) == (117289, 3031, 2.5)
 
 
 @pytest.mark.parametrize('name, expected', [('Dimetrodon', 2.06), ('Grove2', 3.09), ('RubberWhale', 1.26), ('Urban2', 8.39)])

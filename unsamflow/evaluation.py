@@ -94,10 +94,16 @@ def distance_to(
 # %% ../nbs/09_evaluation.ipynb #afc5ae37
 def _flow_array(flow, label):
     "A (2, H, W) tensor (any device, any precision) or array as float64."
-    array = flow.detach().cpu().double().numpy() if isinstance(flow, Tensor) else np.asarray(flow, dtype=np.float64)
-    if array.ndim != 3 or array.shape[0] != 2 or not array.size:
-        raise ValueError(f'{label}: expected flow of shape (2, H, W), found {array.shape}')
-    return array
+    if not isinstance(flow, Tensor | np.ndarray):
+        raise TypeError(f'{label}: expected flow as a tensor or an array, found {type(flow).__name__}')
+    if isinstance(flow, Tensor):
+        flow = flow.detach().cpu()
+        flow = (flow.double() if flow.is_floating_point() else flow).numpy()  # numpy lacks bfloat16
+    if flow.dtype.kind not in 'fiu':
+        raise TypeError(f'{label}: expected flow as real numbers, found {flow.dtype}')
+    if flow.ndim != 3 or flow.shape[0] != 2 or not flow.size:
+        raise ValueError(f'{label}: expected flow of shape (2, H, W), found {flow.shape}')
+    return flow.astype(np.float64)
 
 def _mask(mask, shape, label):
     "A (1, H, W) or (H, W) mask as (H, W) bool; None stays None."
@@ -129,7 +135,10 @@ def regions(
     sample,  # a `Sample` with its true flow
     every_pixel: bool = False,  # the flow is known everywhere, also where `valid` is False (Sintel)
 ) -> dict[str, np.ndarray]:  # name -> (H, W) bool
-    "The parts of a picture over which errors are averaged; those that need a mask which the sample does not have are left out."
+    """The parts of a picture over which errors are averaged; those that need a mask which the sample does not have are left out.
+
+    Raises: ValueError naming the sample for a missing truth, a mask of another size, or a truth that is not finite where it is known.
+    """
     flow, valid, known = _truth(sample, every_pixel)
     visible, objects = (_mask(getattr(sample, f, None), valid.shape, f'{sample.name}: {f}') for f in ('non_occluded', 'objects'))
     at_boundary = distance_to(motion_boundary(flow, known)) < BOUNDARY_DISTANCE
@@ -167,7 +176,7 @@ def measure(
 ) -> dict[str, tuple[float, int]]:  # metric -> (sum, number of pixels); EPE in pixels, fl and out in percent
     """Every metric that the sample allows, each as a sum and a count whose ratio is its value for this picture.
 
-    Raises: ValueError naming the sample for a missing truth, another size, or an estimate that is not finite.
+    Raises: ValueError naming the sample for a missing truth, another size, or an estimate that is not finite; TypeError for what is no flow or no mask.
     """
     true = _truth(sample, every_pixel)[0]
     error, length = endpoint_error(_estimate(flow, sample, true.shape), true), np.hypot(*true)
@@ -190,8 +199,9 @@ def _estimate(flow, sample, shape):
 
 def _estimated_mask(occluded, sample, shape):
     "An estimated occlusion as (H, W) bool; probabilities are for the caller to threshold."
-    if 'float' in str(occluded.dtype):
-        raise TypeError(f'{sample.name}: expected occlusion as bool, True = occluded, found {occluded.dtype}')
+    kind = getattr(occluded, 'dtype', type(occluded).__name__)
+    if not isinstance(occluded, Tensor | np.ndarray) or 'float' in str(kind):
+        raise TypeError(f'{sample.name}: expected occlusion as bool, True = occluded, found {kind}')
     return _mask(occluded, shape, f'{sample.name}: occluded')
 
 # %% ../nbs/09_evaluation.ipynb #b4164b54
@@ -221,7 +231,7 @@ class FlowMetrics:
         occluded: Tensor | np.ndarray | None = None,  # (1, H, W) bool: the estimated occlusion
         seconds: float | None = None,  # time that the estimate took
     ) -> dict:  # name and metrics of this sample; a metric without pixels is left out
-        "Add one sample. Raises: ValueError naming the sample, as in `measure`."
+        "Add one sample. Raises: ValueError and TypeError naming the sample, as in `measure`."
         sums = measure(flow, sample, occluded, self.every_pixel)
         row = {'name': sample.name} | {metric: total / count for metric, (total, count) in sums.items() if count}
         if seconds is not None:
@@ -310,16 +320,22 @@ def _takes_segments(method):
     return set(SEGMENTS) <= set(parameters) or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 def _call(method, image_1, image_2, segments_1=None, segments_2=None):
+    "What a method returns, as a pair: flow, and occlusion or None."
     given = {k: v for k, v in zip(SEGMENTS, (segments_1, segments_2)) if v is not None}
-    return method(image_1, image_2, **(given if _takes_segments(method) else {}))
+    result = method(image_1, image_2, **(given if _takes_segments(method) else {}))
+    if not isinstance(result, tuple):
+        return result, None
+    if len(result) != 2:
+        raise ValueError(f'method: expected flow, or a pair of flow and occlusion, found a tuple of {len(result)}')
+    return result
 
 def with_occlusion(
     method: Callable,  # (image_1, image_2, ...) -> flow (2, H, W)
 ) -> Callable:  # (image_1, image_2, ...) -> flow (2, H, W), occluded (1, H, W) bool
-    "The same method, run in both directions, with the forward-backward check as its estimate of occlusion."
+    "The same method, run in both directions, with the forward-backward check as its estimate of occlusion, in place of its own if it has one."
     def both_ways(image_1, image_2, segments_1=None, segments_2=None):
-        forward = torch.as_tensor(_call(method, image_1, image_2, segments_1, segments_2))
-        backward = torch.as_tensor(_call(method, image_2, image_1, segments_2, segments_1))
+        forward = torch.as_tensor(_call(method, image_1, image_2, segments_1, segments_2)[0])
+        backward = torch.as_tensor(_call(method, image_2, image_1, segments_2, segments_1)[0])
         return forward, occlusion_forward_backward(forward[None], backward[None])[0]
     return both_ways
 
@@ -328,12 +344,11 @@ def apply_method(
     method: Callable,  # (image_1, image_2, ...) -> flow, or (flow, occluded)
     sample,  # a `Sample`
 ) -> tuple[np.ndarray, np.ndarray | None, float]:  # flow (2, H, W); occluded, if the method gives it; seconds
-    "Run a method on one sample, without gradients, until its result is in main memory."
+    "Run a method on one sample, without gradients, until its result is in main memory. Raises: ValueError for a tuple that is no pair."
     start = time.perf_counter()
     with torch.inference_mode():
         result = _call(method, sample.image_1, sample.image_2, *(getattr(sample, s, None) for s in SEGMENTS))
-        flow, occluded = result if isinstance(result, tuple) else (result, None)
-        flow, occluded = (_to_memory(x) for x in (flow, occluded))
+        flow, occluded = (_to_memory(x) for x in result)
     return flow, occluded, time.perf_counter() - start
 
 def _to_memory(x):
@@ -355,7 +370,7 @@ def evaluate(
 ) -> dict:  # `FlowMetrics.compute()`, and under 'rows' a dictionary for each sample
     """Measure a method on a data set: both averages, the median time, and a row for every pair.
 
-    Raises: ValueError naming the sample, for a missing truth or a useless estimate, and for a data set without samples.
+    Raises: ValueError or TypeError naming the sample, for a missing truth or a useless estimate, and ValueError for a data set without samples.
     """
     metrics = FlowMetrics(getattr(dataset, 'every_pixel', False) if every_pixel is None else every_pixel)
     total = len(dataset) if hasattr(dataset, '__len__') else None
@@ -397,7 +412,7 @@ def error_map(
     sample,  # a `Sample` with its true flow
     every_pixel: bool = False,  # as in `regions`
 ) -> np.ndarray:  # (H, W, 3) uint8: blue = right, red = wrong; darker = occluded, black = unknown
-    "The error in the colours of KITTI's error images. Raises: ValueError as in `measure`."
+    "The error in the colours of KITTI's error images. Raises: ValueError and TypeError as in `measure`."
     true = _truth(sample, every_pixel)[0]
     error, length = endpoint_error(_estimate(flow, sample, true.shape), true), np.hypot(*true)
     tolerance = np.maximum(3, 0.05 * length)
@@ -415,8 +430,8 @@ SINTEL_TEST = ('ambush_1', 'ambush_3', 'bamboo_3', 'cave_3', 'market_1', 'market
 SINTEL_PAIRS = 552  # in each pass
 SINTEL_SIZE = (436, 1024)
 
-_NAMES = {'kitti': (r'(?:^|/)(\d{6})(?:_10)?$', 'flow/{}_10.png', '000000_10'),
-          'sintel': (r'(?:^|/)(clean|final)/(\w+)/frame_?(\d{4})$', '{}/{}/frame{}.flo', 'clean/wall/frame_0001')}
+_NAMES = {'kitti': (r'(?:^|/)([0-9]{6})(?:_10)?$', 'flow/{}_10.png', '000000_10'),  # [0-9]: \d takes the digits of every script
+          'sintel': (r'(?:^|/)(clean|final)/(\w+)/frame_?(?!0000)([0-9]{4})$', '{}/{}/frame{}.flo', 'clean/wall/frame_0001')}  # frames count from 1
 
 def _family(kind):
     if kind not in (*KITTI_TEST, 'sintel'):
@@ -452,8 +467,9 @@ def write_submission(
 ) -> list[Path]:  # the files written
     """Write flow fields where and how a benchmark wants them: KITTI's 16-bit PNG, valid everywhere, or .flo.
 
-    Raises: ValueError for a name that says too little or comes twice, a flow that is not finite or does not fit the format; OSError.
+    Raises: ValueError for an unknown kind, a name that says too little or comes twice, a flow that is not finite or does not fit the format; OSError.
     """
+    _family(kind)
     written = {}
     for name, flow in predictions.items() if isinstance(predictions, dict) else predictions:
         path = Path(folder) / submission_file(kind, name)
@@ -526,17 +542,23 @@ def check_submission(
         raise FileNotFoundError(f'{folder}: expected the folder of a submission, found none')
     due = _due(kind, images)
     found = {p.relative_to(folder).as_posix(): p for p in sorted(Path(folder).rglob('*')) if p.is_file()}
-    good = {f for f in found if (f in due if due is not None else _is_official(f))}
+    good = {f for f in found if (f in due if due is not None else _is_official(kind, f))}
     problems = _listing(f'unexpected files ({len(found) - len(good)})', set(found) - good)
     problems += _check_sintel_names(good) if due is None else _listing(f'missing files ({len(due) - len(good)} of {len(due)})', set(due) - good)
     for label in sorted(good):
         problems += _check_file(kind, found[label], label, due and due[label])
     return problems
 
-def _is_official(label):
+def _is_named(kind, label):
+    "Whether a path within the folder has the form that `submission_file` gives."
+    try:
+        return submission_file(kind, label) == label
+    except ValueError:
+        return False
+
+def _is_official(kind, label):
     "Whether a path is one of Sintel's, by its form and its scene."
-    match = re.fullmatch(r'(?:clean|final)/(\w+)/frame\d{4}\.flo', label)
-    return match is not None and match[1] in SINTEL_TEST
+    return _is_named(kind, label) and label.split('/')[1] in SINTEL_TEST
 
 def zip_submission(
     kind: str,  # 'kitti2012', 'kitti2015', 'sintel'
@@ -545,12 +567,13 @@ def zip_submission(
 ) -> Path:  # the archive
     """Pack a submission as its server wants it: KITTI 2012 with the files in the root, the others with their folders.
 
-    Sintel's server takes what its own bundler makes of the folders; the archive is for keeping. Raises: FileNotFoundError when there is nothing to pack.
+    Only files named as in `submission_file` are packed: previews beside them stay out. Sintel's server takes what its own bundler makes of the folders;
+    the archive is for keeping. Raises: ValueError for an unknown kind; FileNotFoundError when there is nothing to pack.
     """
     suffix = '.flo' if _family(kind) == 'sintel' else '.png'
-    files = sorted(Path(folder).rglob(f'*{suffix}'))
+    files = [f for f in sorted(Path(folder).rglob(f'*{suffix}')) if _is_named(kind, f.relative_to(folder).as_posix())]
     if not files:
-        raise FileNotFoundError(f'{folder}: expected a submission with {suffix} files, found none')
+        raise FileNotFoundError(f'{folder}: expected a submission with files like {submission_file(kind, _NAMES[_family(kind)][2])}, found none')
     path = Path(path) if path is not None else Path(folder).with_name(Path(folder).name + '.zip')
     method = zipfile.ZIP_STORED if suffix == '.png' else zipfile.ZIP_DEFLATED  # PNG is compressed already
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, 'w', method) as archive:
