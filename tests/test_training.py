@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from unsamflow.network import UnSAMFlow
 from unsamflow.training import (
-    MASK_CORRELATION, PRESETS, Log, Objective, Run, Source, branch_off, cache_name, load_checkpoint, load_config, make_optimizer, read_variants, save_checkpoint, save_weights, train, training_loader)
+    MASK_CORRELATION, PRESETS, Log, Objective, Run, Source, branch_off, cache_name, check_data, check_same_run, load_checkpoint, load_config, make_optimizer, read_variants,
+    save_checkpoint, save_weights, start_from, train, training_loader)
 
 TRAIN = '''
 import json, sys, torch
@@ -167,6 +168,9 @@ def test_missing_masks_and_missing_data_are_found_before_the_first_step(tiny, tm
     with pytest.raises(FileNotFoundError, match='nowhere'):
         train(load_config('demo', **tiny | {'phases': late}), tmp_path, progress=False)
     assert not (tmp_path / 'log.jsonl').exists()
+    check_data(load_config('demo', **tiny | {'phases': late}), step=8)  # all behind
+    late[1]['start'] = 0.9
+    check_data(load_config('demo', **tiny | {'phases': late, 'steps': 4}))  # a phase that a run this short never enters
 
 
 def test_prepared_frames_of_other_masks_or_sizes_lie_elsewhere():
@@ -200,7 +204,8 @@ def test_every_preset_is_valid_with_every_variant(name):
 
 @pytest.mark.parametrize('key, value', [
     ('stepps', 3), ('steps', '3'), ('steps', 0), ('fit', 'stretch'), ('augmentation.zoom', [1.0]), ('stages', []), ('mf', 'max'), ('clip', -1.0), ('swap', 2.0),
-    ('augmentation.crop', [128, 128]), ('smoothness_weight', -1.0)])
+    ('augmentation.crop', [128, 128]), ('smoothness_weight', -1.0), ('size', [0, 64]), ('level_weights', [0.0] * 5), ('level_weights', [1.0, 1.0, 1.0, 1.0, -1.0]),
+    ('augmentation.cache_size', 0), ('stages', [{'start': 0.0}]), ('phases', [{'data': []}])])
 def test_bad_configuration_is_one_line_that_names_the_key(key, value):
     with pytest.raises(ValueError, match=key) as error:
         load_config('demo', **{key: value})
@@ -218,6 +223,63 @@ def test_bad_preset_file_is_named(tmp_path, text, words):
 def test_stages_must_start_at_zero():
     with pytest.raises(ValueError, match='stages: starts must begin at 0'):
         load_config('demo', stages=[{'start': 0.5, 'census': 1.0}])
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'hg': True, 'stages': [{'start': 0.0, 'census': 1.0}]}, 'expected one with adaptations, where hg can enter'),
+    ({'smoothness': 'image-edge', 'stages': [{'start': 0.0, 'census': 1.0}]}, 'expected one with adaptations, where smoothness can enter'),
+    ({'aug': True, 'stages': [{'start': 0.0, 'census': 1.0, 'adaptations': True}]}, 'expected self_supervision above 0 where aug enters'),
+    ({'fit': 'resize', 'scale': [0.5, 1.0]}, 'scale: expected')])
+def test_what_would_be_ignored_in_silence_is_an_error(changes, words):
+    with pytest.raises(ValueError, match=words):
+        load_config('demo', **changes)
+
+
+def test_a_checkpoint_from_before_a_field_counts_with_its_default():
+    config = load_config('demo')
+    saved = json.loads(config.model_dump_json())
+    del saved['scale'], saved['augmentation']['noise']
+    check_same_run('checkpoint.pt', saved, config)
+    with pytest.raises(ValueError, match='augmentation: checkpoint'):
+        check_same_run('checkpoint.pt', saved, load_config('demo', **{'augmentation.noise': 0.1}))
+
+
+@pytest.mark.parametrize('steps', [1, 2, 19, 20, 21, 60])
+def test_a_cycle_of_any_length_has_a_rate_at_every_step(steps):
+    config = load_config('kitti')
+    optimizer, schedule = make_optimizer(torch.nn.Linear(2, 2), config, config.phases[1], steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        schedule.step()
+    assert all(0 < rate <= 4e-4 for rate in rates)
+    falling = rates[rates.index(max(rates)):]
+    assert falling == sorted(falling, reverse=True) and len(falling) >= 0.9 * steps
+
+
+def test_weights_of_another_kind_of_mask_features_are_refused(tmp_path):
+    save_weights(UnSAMFlow('concat'), tmp_path / 'weights.safetensors')
+    with pytest.raises(ValueError, match=r"weights.safetensors: expected weights for mask features 'concat\+residual', found 'concat'"):
+        start_from(UnSAMFlow('concat+residual'), tmp_path / 'weights.safetensors')
+    start_from(UnSAMFlow('concat'), tmp_path / 'weights.safetensors')
+
+
+def test_two_places_to_start_from_are_an_error(tiny, tmp_path):
+    with pytest.raises(ValueError, match="branch, weights: expected one place to start from, found 'a.pt' and 'b.safetensors'"):
+        train(load_config('demo', **tiny), tmp_path, branch='a.pt', weights='b.safetensors', progress=False)
+
+
+@pytest.mark.parametrize('mf', [None, 'concat'])
+def test_a_baseline_without_moments_can_be_branched_from(tiny, tmp_path, mf):
+    "Every step of its phase was skipped so far."
+    baseline = Run(load_config('demo', **tiny), tmp_path)
+    baseline.step = 6
+    baseline.save('branch.pt')
+    run = Run(load_config('demo', mf=mf, **tiny), tmp_path / 'variant')
+    run.branch(tmp_path / 'branch.pt')
+    assert run.step == 6 and not run.optimizer.state
+    assert torch.equal(run.objective.model.estimator.first[0].bias, baseline.objective.model.estimator.first[0].bias)
 
 
 PAPER = {  # the literals of the schedule, optimiser and weights
@@ -260,6 +322,8 @@ def work(overrides, folder, mode):
         return train(config, folder, accelerator=accelerator, progress=False)
     if mode == 'begin':
         return train(config, folder, accelerator=accelerator, progress=False, minutes=0.0)
+    if mode == 'bad':
+        return skip(Run(config, folder, accelerator))
     torch.set_default_dtype(torch.float64)  # in single precision, rounding decides differently about a few pixels' occlusion, and 1e-5 is out of reach
     run = Run(config, folder, accelerator)
     torch.set_default_dtype(torch.float32)
@@ -271,6 +335,16 @@ def work(overrides, folder, mode):
         accelerator.backward(run.parallel(batch, step)['loss'])
         if accelerator.is_main_process:
             torch.save({n: p.grad for n, p in run.objective.model.named_parameters()}, f'{folder}/{mode}-{step}.pt')
+
+
+def skip(run):
+    "Three steps; at the second, one process has a frame that is NaN."
+    rank, count = run.accelerator.process_index, run.accelerator.num_processes
+    for step in range(3):
+        batch = next(training_loader(run.config, run.config.phases[0], step, step + 1, rank, count))
+        bad = step == 1 and rank == 1
+        run.advance(batch._replace(image_1=batch.image_1 * float('nan')) if bad else batch)
+    torch.save((int(run.skipped), run.objective.model.state_dict()), f'{run.folder}/process-{rank}.pt')
 
 
 if __name__ == '__main__':
@@ -331,6 +405,14 @@ def test_processes_train_as_one_and_go_on_as_another_number(tiny, tmp_path, firs
         assert (many['model'][name] - weight).abs().max() < 1e-3, name  # six steps of Adam at 4e-4 move a weight by up to 2.4e-3; rounding flips a few signs
     steps = [json.loads(line)['step'] for line in (tmp_path / 'many/log.jsonl').read_text().splitlines()]
     assert steps == list(range(1, 7))  # one process writes
+
+
+@pytest.mark.timeout(600)
+def test_a_bad_batch_of_one_process_is_skipped_by_all(tiny, tmp_path):
+    launch(2, tiny, tmp_path, 'bad', tmp_path)
+    (skipped, weights), (other_skipped, other_weights) = (torch.load(tmp_path / f'process-{rank}.pt', weights_only=True) for rank in (0, 1))
+    assert skipped == other_skipped == 1
+    assert all(torch.equal(weights[k], other_weights[k]) and weights[k].isfinite().all() for k in weights)
 
 
 def test_late_inputs_take_steps_as_long_as_the_others():

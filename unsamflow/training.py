@@ -25,8 +25,8 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -75,7 +75,7 @@ class Source(Strict):
 class Phase(Strict):
     "A stretch of training with its own data, a fresh optimiser and a learning-rate schedule."
     start: float = Field(0.0, ge=0, lt=1)  # fraction of the run
-    data: tuple[Source, ...]
+    data: tuple[Source, ...] = Field(min_length=1)
     schedule: Literal['constant', 'one-cycle'] = 'constant'
     learning_rate: float = Field(2e-4, gt=0)  # constant, or the peak of the cycle
 
@@ -99,8 +99,8 @@ class Augmentation(Strict):
     vertical_mirror: float = 0.0
     noise: float = 0.04
     crop: tuple[int, int] = (192, 640)  # of pass 3, (H, W)
-    pasted_objects: int = 3
-    cache_size: int = 100
+    pasted_objects: int = Field(3, ge=0)
+    cache_size: int = Field(100, ge=1)
 
 # %% ../nbs/08_training.ipynb #499267ab
 class Config(Strict):
@@ -108,7 +108,7 @@ class Config(Strict):
     name: str = 'kitti'
     steps: int = Field(200_000, ge=1)  # optimiser steps, whatever the size of the data set
     batch: int = Field(8, ge=1)  # samples per optimiser step, over all processes
-    size: tuple[int, int] = (256, 832)  # (H, W) of the network's input
+    size: tuple[PositiveInt, PositiveInt] = (256, 832)  # (H, W) of the network's input
     fit: Literal['resize', 'crop'] = 'resize'
     scale: tuple[float, float] = (1.0, 1.0)  # random factor before a crop
     phases: tuple[Phase, ...]
@@ -125,7 +125,7 @@ class Config(Strict):
     smoothness: Literal['image-edge', 'segment-boundary'] | None = None  # Table 5
     smoothness_weight: float = Field(0.0, ge=0)
     # optimiser
-    level_weights: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 0.0)  # of the photometric loss, finest first
+    level_weights: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (1.0, 1.0, 1.0, 1.0, 0.0)  # of the photometric loss, finest first
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-7, gt=0)
     weight_decay: float = Field(1e-6, ge=0)  # on weights; biases have none
@@ -154,11 +154,32 @@ class Config(Strict):
             raise ValueError(f'augmentation.cache_size: expected at least batch x pasted_objects = {self.batch * a.pasted_objects}, found {a.cache_size}')
         if self.smoothness and not self.smoothness_weight:
             raise ValueError(f'smoothness_weight: expected more than 0 with smoothness {self.smoothness!r}, found 0')
+        if self.fit == 'resize' and self.scale != (1, 1):
+            raise ValueError(f"scale: expected (1.0, 1.0), since fit 'resize' leaves nothing to crop, found {self.scale}")
+        return self
+
+    @model_validator(mode='after')
+    def _check_silent(self):
+        "What would train on something else than it says, without an error."
+        if not any(self.level_weights):
+            raise ValueError(f'level_weights: expected one above 0, found {self.level_weights}')
+        if blind := [s.start for s in self.stages if not (s.l1 or s.ssim or s.census)]:
+            raise ValueError(f'stages: expected a photometric term (l1, ssim or census) in each, found none in those that start at {blind}')
+        switched, rows = [k for k in ('aug', 'hg', 'smoothness') if getattr(self, k)], [s for s in self.stages if s.adaptations]
+        if switched and not rows:
+            raise ValueError(f"stages: expected one with adaptations, where {', '.join(switched)} can enter, found none")
+        if self.aug and not all(s.self_supervision for s in rows):
+            raise ValueError('stages: expected self_supervision above 0 where aug enters, since it pastes into pass 3, found 0')
         return self
 
     def stage(self, step: int) -> Stage:
         "The loss schedule's row at a step."
         return [s for s in self.stages if step >= round(s.start * self.steps)][-1]
+
+    def masks(self, step: int) -> bool:
+        "Whether a step looks at segments or key objects."
+        late = self.aug or self.hg or self.smoothness == 'segment-boundary'
+        return self.mf is not None or late and self.stage(step).adaptations
 
     def phase(self, step: int) -> tuple[int, Phase]:
         "The phase at a step, with its number."
@@ -240,7 +261,7 @@ def load_config(
 
 # %% ../nbs/08_training.ipynb #642ffafc
 PURPOSES = ('appearance', 'affine', 'crop', 'paste', 'cache', 'ransac')
-OWN = ('paste', 'cache', 'ransac')  # of each process
+OWN = ('paste', 'cache', 'ransac')  # not drawn for the whole batch: for a process's cache, and for no sample in particular
 
 
 def draw_for(
@@ -249,7 +270,7 @@ def draw_for(
     step: int,
     share: tuple[int, int] = (0, 1),  # number of this process, number of processes
 ) -> BatchGenerator:  # on the CPU: its draws are the same whatever the device, and asking for them waits for none
-    "A generator whose draws depend on (seed, step, purpose) alone; of draws for a batch, a process gets its share. Every process has a cache of key objects, and so numbers, of its own."
+    "A generator whose draws depend on (seed, step, purpose) alone; of draws for a batch, a process gets its share. Every process has a cache of key objects, and so numbers for it, of its own."
     own = share[:1] if purpose in OWN and share[0] else ()
     state = np.random.SeedSequence((seed, step, PURPOSES.index(purpose), *own)).generate_state(1, np.uint64)[0]
     generator = BatchGenerator()
@@ -300,6 +321,8 @@ class Objective(nn.Module):
     ) -> dict[str, Tensor]:  # scalars: the terms by name, unweighted; `loss`, their weighted sum; `occluded`, the share of pixels left out
         "The loss of one batch at a step. Raises ValueError when masks are missing that an adaptation needs."
         stage = self.config.stage(step)
+        if self.config.masks(step) and (batch.segments_1 is None or batch.segments_2 is None):
+            raise ValueError(f'batch: expected the segments of both frames, which step {step} of the preset {self.config.name!r} needs, found none')
         flows = self.flow(batch, both_directions=True)
         occluded = estimate_occlusion(flows.forward[0], flows.backward[0], stage.occlusion)
         terms = {'photometric': (1.0, self.photometric(batch, flows, occluded, stage))}
@@ -373,8 +396,9 @@ def make_optimizer(
     optimizer = torch.optim.Adam(groups, lr=phase.learning_rate, betas=config.betas, eps=config.eps, fused=True)
     if phase.schedule == 'constant':
         return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    rise = 0.05 if steps != 20 else 0.051  # PyTorch divides by rise * steps - 1
     cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, phase.learning_rate, total_steps=max(steps, 2), pct_start=0.05, anneal_strategy='linear', cycle_momentum=False)
+        optimizer, phase.learning_rate, total_steps=max(steps, 2), pct_start=rise, anneal_strategy='linear', cycle_momentum=False)
     return optimizer, cycle
 
 # %% ../nbs/08_training.ipynb #4c9145cf
@@ -385,16 +409,18 @@ def train_step(
     step: int,
     clip: float = 10.0,  # gradient norm
     backward: Callable[[Tensor], None] = Tensor.backward,
+    everywhere: Callable[[Tensor], Tensor] = lambda true: true,  # whether a condition holds in all processes
 ) -> tuple[dict[str, Tensor], Tensor]:  # the terms, detached, with 'gradient_norm'; whether the step was taken, a boolean on the device
     "One optimiser step; skipped when the loss or the gradient is not finite. On a GPU nothing waits for the result."
     optimizer.zero_grad(set_to_none=True)
     terms = objective(batch, step)
     values = {name: value.detach() for name, value in terms.items()}
-    if values['loss'].device.type == 'cpu' and not torch.isfinite(values['loss']):  # grid_sample's backward pass on the CPU crashes at NaN positions
+    finite = everywhere(torch.isfinite(values['loss']))
+    if finite.device.type == 'cpu' and not finite:  # grid_sample's backward pass on the CPU crashes at NaN positions
         return values, torch.tensor(False)
     backward(terms['loss'])
     values['gradient_norm'] = norm = nn.utils.clip_grad_norm_(objective.parameters(), clip)
-    taken = torch.isfinite(norm + values['loss'])
+    taken = finite & torch.isfinite(norm)
     if norm.device.type == 'cuda':
         optimizer.found_inf = (~taken).float()  # fused Adam looks at it on the device
         optimizer.step()
@@ -458,18 +484,17 @@ def needs_masks(
 ) -> bool:
     "Whether any step of a stretch uses segments or key objects."
     starts = [first, *(n for s in config.stages if first < (n := round(s.start * config.steps)) < last)]
-    late = config.aug or config.hg or config.smoothness == 'segment-boundary'
-    return config.mf is not None or late and any(config.stage(n).adaptations for n in starts)
+    return any(config.masks(n) for n in starts)
 
 
 def check_data(
     config: Config,
-    step: int = 0,  # phases that end before it are not looked at
+    step: int = 0,  # phases that end before it are not looked at, nor those without a step
 ):
     "Opens the data of every phase ahead. Raises FileNotFoundError where there are none, ValueError for a data set without the masks that an adaptation needs."
     for number, phase in enumerate(config.phases):
         first, last = config.bounds(number)
-        for source in phase.data if step < last else ():
+        for source in phase.data if max(first, step) < last else ():
             pairs = open_source(source, config)
             if needs_masks(config, max(first, step), last) and pairs.frame(pairs.pairs[0].frame_1).segments is None:
                 raise ValueError(f"{source.name}: expected masks, since the preset switches {', '.join(k for k in ('aug', 'hg', 'mf', 'smoothness') if getattr(config, k))} on, found none: name a mask store in the data set's options (masks)")
@@ -510,7 +535,7 @@ def load_checkpoint(
 def _differences(saved: dict, config: Config, free: Sequence[str] = ()) -> str:
     "What differs between a checkpoint's configuration and this one, in one line; a field that came later counts with its default."
     defaults = {k: field.get_default(call_default_factory=True) for k, field in Config.model_fields.items() if not field.is_required()}
-    now, before = json.loads(config.model_dump_json()), json.loads(json.dumps(defaults, default=lambda block: block.model_dump())) | saved
+    now, before = json.loads(config.model_dump_json()), _merge(json.loads(json.dumps(defaults, default=lambda block: block.model_dump())), saved)
     return '; '.join(f'{k}: checkpoint {before.get(k)!r}, now {v!r}' for k, v in now.items() if k not in (*RUNNING, *free) and before.get(k) != v)
 
 
@@ -524,6 +549,11 @@ def check_same_run(
         raise ValueError(f'{path}: this checkpoint belongs to another run ({different}); choose another folder')
 
 # %% ../nbs/08_training.ipynb #722eddf9
+def _mask_features(model: UnSAMFlow) -> str:
+    "Which mask features a network has, as weights say it in their header."
+    return model.mask_feature.how if model.mask_feature else ''
+
+
 def save_weights(
     model: UnSAMFlow,
     path: str | Path,  # .safetensors
@@ -532,7 +562,7 @@ def save_weights(
 ):
     "Writes the network's weights atomically; the header says which network it is (`mask_features`). Raises OSError naming the file."
     tensors = {k: v.detach().to('cpu', dtype).contiguous() for k, v in model.state_dict().items()}
-    header = {k: str(v) for k, v in provenance.items()} | {'mask_features': model.mask_feature.how if model.mask_feature else ''}
+    header = {k: str(v) for k, v in provenance.items()} | {'mask_features': _mask_features(model)}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, header)
 
@@ -546,11 +576,15 @@ def start_from(
         raise FileNotFoundError(f'{path}: no such weights')
     try:
         found = load_file(path)
+        with safe_open(path, 'pt') as file:
+            header = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f'{path}: expected weights as safetensors, found a file that is damaged or of another kind ({error})') from error
     own = model.state_dict()
     if wrong := sorted(k for k in own.keys() | found.keys() if k not in own or k not in found or own[k].shape != found[k].shape):
         raise ValueError(f'{path}: expected the weights of this network, found others in {len(wrong)} tensors, the first {wrong[0]}')
+    if (how := header.get('mask_features', _mask_features(model))) != _mask_features(model):  # two kinds have tensors of the same shapes
+        raise ValueError(f'{path}: expected weights for mask features {_mask_features(model)!r}, found {how!r}')
     model.load_state_dict(found)
 
 # %% ../nbs/08_training.ipynb #2c9a0531
@@ -615,8 +649,8 @@ def branch_off(
     model.load_state_dict({**model.state_dict(), **{k: widen(v, parameters[k].shape) for k, v in state['model'].items()}})
     moments = {}
     for number, name in enumerate(_by_group(parameters)):
-        if name in state['model']:
-            old = state['optimizer']['state'][known.index(name)]
+        old = state['optimizer']['state'].get(known.index(name)) if name in known else None
+        if old:  # none where every step of the phase so far was skipped
             moments[number] = {k: widen(v, parameters[name].shape, k == 'exp_avg_sq') if v.ndim else v for k, v in old.items()}
     groups = [new | {k: v for k, v in old.items() if k != 'params'} for new, old in zip(optimizer.state_dict()['param_groups'], state['optimizer']['param_groups'])]
     optimizer.load_state_dict({'state': moments, 'param_groups': groups})
@@ -692,7 +726,7 @@ class Run:
 
     def advance(self, batch: Sample) -> dict[str, Tensor]:
         "One step of training; returns its terms, with the learning rate that it used."
-        terms, taken = train_step(self.parallel, self.optimizer, batch, self.step, self.config.clip, self.accelerator.backward)
+        terms, taken = train_step(self.parallel, self.optimizer, batch, self.step, self.config.clip, self.accelerator.backward, self.everywhere)
         self.skipped += ~taken
         self.in_a_row.copy_(torch.where(taken, 0, self.in_a_row + 1))
         used = torch.tensor(self.optimizer.param_groups[0]['lr'])
@@ -710,6 +744,12 @@ class Run:
         if self.accelerator.num_processes == 1:
             return wish
         return bool(self.accelerator.reduce(torch.tensor(float(wish), device=self.accelerator.device)) > 0)
+
+    def everywhere(self, true: Tensor) -> Tensor:
+        "Whether a condition holds in all processes. On a GPU nothing waits for the result."
+        if self.accelerator.num_processes == 1:
+            return true
+        return self.accelerator.reduce(true.float(), reduction='sum') == self.accelerator.num_processes
 
 # %% ../nbs/08_training.ipynb #552fdbcb
 class Log:
@@ -785,7 +825,9 @@ def train(
     branch: str | Path | None = None,  # branch.pt of the baseline that a new run starts from
     weights: str | Path | None = None,  # .safetensors that a new run starts from, at step 0
 ) -> Run:
-    "Trains, or goes on training, until `config.steps` (UnSAMFlow, Sec. 4.1). Raises ValueError for a folder of another run or missing masks, FloatingPointError when training diverges."
+    "Trains, or goes on training, until `config.steps` (UnSAMFlow, Sec. 4.1). Raises ValueError for a folder of another run, missing masks or two places to start from, FloatingPointError when training diverges."
+    if branch is not None and weights is not None:
+        raise ValueError(f'branch, weights: expected one place to start from, found {str(branch)!r} and {str(weights)!r}')
     run = Run(config, folder, accelerator)
     if run.checkpoint.is_file():
         run.restore()
@@ -804,8 +846,10 @@ def train(
             if run.step == branch_step(config):
                 run.save('branch.pt')
             measured = validate(run.objective.model, run.step) if main and validate and run.step % validate_every == 0 else {}
-            if run.step % config.log_every == 0 or measured:
+            due = run.step % config.log_every == 0
+            if due:
                 run.check()
+            if due or measured:
                 line = log.write(run.step, skipped=int(run.skipped), **measured)
                 bar.set_postfix({k: f'{v:.3g}' for k, v in (line | measured).items() if k in SHOWN})
             if run.agree(time.perf_counter() - saved > 60 * config.checkpoint_minutes):
