@@ -184,6 +184,8 @@ def run(
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
+        if is_finished(folder) and not again:  # by another process, meanwhile
+            return folder
         (folder / 'metrics.json').unlink(missing_ok=True)
         write_json(folder / 'params.json', {k: v for k, v in asked.items() if k != 'folder'})
         write_json(folder / 'environment.json', environment())
