@@ -1,14 +1,17 @@
 "Contracts of unsamflow.augmentation: what must hold for any input, and what must be refused."
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unsamflow.augmentation import (
-    AffinePair, Appearance, ObjectCache, View, claim_places, corners_inside, occlusion_crop, paste_object, paste_objects,
-    pick_object, transform_view, vary_objects)
+    COLOUR_OPERATORS, AffinePair, Appearance, BatchGenerator, ObjectCache, View, claim_places, corners_inside, occlusion_crop, paste_object,
+    paste_objects, pick_object, transform_view, vary_objects)
 
 STILL = dict(zoom=(1., 1.), relative_zoom=(1., 1.), rotation=0., relative_rotation=0., shift=0., relative_shift=0.,
              horizontal_mirror=0., vertical_mirror=0., noise=0.)
@@ -61,6 +64,33 @@ def test_a_field_that_does_not_fit_is_named(field, value, augment):
     with pytest.raises(ValueError, match=f'{field}: expected'): augment(random_view()._replace(**{field: value}))
 
 
+@pytest.mark.parametrize('field', ['image_1', 'image_2'])
+@pytest.mark.parametrize('use', [
+    AffinePair(), lambda view: occlusion_crop(view, (8, 8)), lambda view: paste_objects(view, filled_cache(12)),
+    lambda view: Appearance()(view.image_1, view.image_2)])
+def test_frames_in_bytes_are_refused(use, field):
+    "They would be clamped to white."
+    view = random_view()
+    with pytest.raises(TypeError, match=f'{field}: expected floating point.*uint8'): use(view._replace(**{field: (getattr(view, field) * 255).byte()}))
+
+
+# Randomness
+
+@pytest.mark.parametrize('processes', [2, 4, 8])
+@pytest.mark.parametrize('augment', [
+    lambda view, generator: Appearance()(view.image_1, view.image_2, generator), AffinePair(**SINTEL),
+    lambda view, generator: occlusion_crop(view, (10, 11), generator)])
+def test_the_processes_of_a_batch_augment_it_as_one_would(augment, processes):
+    def generator(number, processes):
+        generator = BatchGenerator()
+        generator.share = (number, processes)
+        return generator.manual_seed(5)
+    view, own = random_view(8), 8 // processes
+    whole = augment(view, generator(0, 1))
+    parts = [augment(View(*(field[n * own:(n + 1) * own] for field in view)), generator(n, processes)) for n in range(processes)]
+    for field, *shares in zip(whole, *parts): torch.testing.assert_close(torch.cat(shares), field, atol=1e-6, rtol=1e-6)
+
+
 # Appearance
 
 def test_appearance_of_strength_zero_changes_nothing():
@@ -84,11 +114,33 @@ def test_appearance_repeats_with_its_generator_and_leaves_its_input_alone():
     assert torch.equal(first, again) and not torch.equal(first, other) and torch.equal(view.image_1, kept)
 
 
-def test_every_order_of_the_operators_occurs():
-    image = random_view(1, 4, 4).image_1
-    fixed = Appearance(0.3, 0.3, 0.3, 0.1, 0)
-    assert len({torch.randperm(4, generator=seeded(i)).tolist()[0] for i in range(40)}) == 4
-    assert len({tuple(fixed(image, image, seeded(i))[0].flatten().tolist()) for i in range(40)}) == 40
+def test_every_order_of_the_operators_occurs_and_every_factor_fills_its_range(monkeypatch):
+    orders, factors = [], {name: [] for name in COLOUR_OPERATORS}
+    def noted(name, operator):
+        def note(image, factor):
+            orders[-1] += name,
+            factors[name] += factor.tolist()
+            return operator(image, factor)
+        return note
+    for name, operator in list(COLOUR_OPERATORS.items()): monkeypatch.setitem(COLOUR_OPERATORS, name, noted(name, operator))
+    image = random_view(8, 4, 4).image_1
+    for seed in range(240):
+        orders.append(())
+        Appearance()(image, image, seeded(seed))
+    assert len(Counter(orders)) == 24 and max(Counter(orders).values()) < 25
+    for name, limit in dict(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.1).items():
+        found = torch.tensor(factors[name]) - 1
+        assert -limit - 1e-6 < found.min() < -0.99 * limit and 0.99 * limit < found.max() < limit + 1e-6 and found.mean().abs() < 0.05 * limit
+
+
+def test_the_radius_of_the_blur_is_even_up_to_its_limit():
+    "Measured on the picture of one point."
+    point, x = torch.zeros(400, 3, 25, 25), torch.arange(-12., 13)
+    point[:, :, 12, 12] = 1
+    first, second = Appearance(0, 0, 0, 0, 1., 3.)(point, point, seeded())
+    deviation = (first[:, 0] * x.square()).sum((1, 2)).sqrt()
+    assert torch.equal(first, second) and 2.85 < deviation.max() < 3
+    assert all(abs(float((deviation < limit).float().mean()) - limit / 3) < 0.06 for limit in (1., 1.5, 2., 2.5))
 
 
 def test_half_of_the_samples_are_blurred():
@@ -98,7 +150,7 @@ def test_half_of_the_samples_are_blurred():
     assert 0.4 < share < 0.6
 
 
-@pytest.mark.parametrize('wrong', [dict(blurr=1.), dict(hue=0.7), dict(blur_probability=1.2), dict(brightness=-0.1), dict(contrast='strong')])
+@pytest.mark.parametrize('wrong', [dict(blurr=1.), dict(hue=0.7), dict(blur_probability=1.2), dict(brightness=-0.1), dict(contrast='strong'), dict(blur_radius=float('inf'))])
 def test_appearance_refuses_settings_out_of_range(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))): Appearance(**wrong)
 
@@ -211,7 +263,8 @@ def test_affine_pair_repeats_with_its_generator_and_works_without_segments():
     assert same(first, again) and not same(first, other) and first.segments_1 is first.segments_2 is None
 
 
-@pytest.mark.parametrize('wrong', [dict(zoom=(0., 1.4)), dict(zoom=1.2), dict(noise=-0.1), dict(attempts=0), dict(mirror=0.5), dict(vertical_mirror=2.)])
+@pytest.mark.parametrize('wrong', [dict(zoom=(0., 1.4)), dict(zoom=1.2), dict(noise=-0.1), dict(attempts=0), dict(mirror=0.5), dict(vertical_mirror=2.),
+                                   dict(rotation=float('nan')), dict(shift=float('inf')), dict(zoom=(1., float('inf')))])
 def test_affine_pair_refuses_settings_out_of_range(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))): AffinePair(**wrong)
 
@@ -283,6 +336,29 @@ def test_small_missing_and_lost_objects_are_left_out():
     assert not cache.filled.any() and not cache.full
     cache.push(view.image_1, objects, view.flow, seeded())
     assert int(cache.filled.sum()) == 1
+
+
+@pytest.mark.parametrize('lost', [torch.nan, torch.inf])
+def test_lost_pixels_outside_an_object_do_not_reach_it(lost):
+    view, mask = random_view(2), torch.zeros(1, 1, 24, 40, dtype=torch.bool)
+    mask[..., 3:12, 5:20] = True
+    spoilt = view._replace(image_1=view.image_1.clone(), flow=view.flow.clone())
+    for field in (spoilt.image_1, spoilt.flow): field[:, :, 20, 30] = lost
+    caches = ObjectCache(2), ObjectCache(2)
+    for cache, v in zip(caches, (view, spoilt)): cache.push(v.image_1, [mask, mask], v.flow, seeded())
+    clean, found = caches
+    assert found.full and torch.equal(found.rgba, clean.rgba) and torch.equal(found.motion, clean.motion)
+
+
+def test_the_cache_holds_on_to_no_graph():
+    view, cache = random_view(4), ObjectCache(8)
+    cache.push(view.image_1.requires_grad_(), random_objects(4, 24, 40), 2 * view.flow.requires_grad_(), seeded())
+    assert cache.filled.any() and not cache.motion.requires_grad
+
+
+def test_the_cache_refuses_frames_in_bytes():
+    view = random_view(4)
+    with pytest.raises(TypeError, match='image_1: expected floating point'): ObjectCache(8).push((view.image_1 * 255).byte(), [None] * 4, view.flow)
 
 
 def test_empty_places_are_taken_before_any_is_replaced():
@@ -418,6 +494,15 @@ def test_every_sample_gains_its_own_labels():
         assert int(pasted.segments_1[b].max()) == int(view.segments_1[b].max()) + 3  # the last object hides nothing of itself
 
 
+@pytest.mark.parametrize('dtype, largest', [(torch.uint8, 255), (torch.int16, 32_767), (torch.int32, 65_535), (torch.int64, 65_535)])
+def test_a_new_label_is_new_whatever_holds_the_labels(dtype, largest):
+    labels = torch.zeros(1, 1, 24, 40, dtype=dtype)
+    labels[..., 12:, :] = largest
+    pasted = paste_objects(random_view(1)._replace(segments_1=labels, segments_2=labels), filled_cache(12), 3, seeded(1))
+    for segments in pasted[4:]: assert set(segments.unique().tolist()) - {0, largest} and set(segments.unique().tolist()) <= {0, *range(largest, largest + 4)}
+    assert int(pasted.segments_1.max()) == largest + 3
+
+
 def test_the_objects_are_pasted_one_after_another():
     view, cache = random_view(2), filled_cache(12)
     rgba, motion = vary_objects(*cache.sample(2, 3, g := seeded(5)), g)
@@ -474,6 +559,14 @@ def test_nothing_is_read_back_in_a_step():
     assert reads.names == []
     with HostReads() as reads: bool(view.flow.sum() > 0)
     assert reads.names  # the counter counts
+
+
+def test_a_sample_without_objects_goes_with_others_on_the_gpu():
+    "Tensors without values show where each would lie, on any machine."
+    cache = ObjectCache(4)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        cache.push(torch.rand(2, 3, 24, 40, device='cuda'), [torch.ones(2, 1, 24, 40, dtype=torch.bool, device='cuda'), None], torch.rand(2, 2, 24, 40, device='cuda'))
+    assert cache.rgba.is_cuda and cache.motion.is_cuda
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
