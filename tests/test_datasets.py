@@ -124,6 +124,9 @@ def test_chairs_of_other_names(data):
     (data / 'FlyingChairs/FlyingChairs_train_val.txt').write_text('1\n')
     with pytest.raises(ValueError, match='a line for each of the pairs 2 to 2, found 1'):
         FlyingChairs('val')
+    (data / 'FlyingChairs/FlyingChairs_train_val.txt').write_text('1\n0\n')
+    with pytest.raises(ValueError, match=r"FlyingChairs_train_val.txt: expected 1 \(train\) or 2 \(val\) in each line, found '0' in line 2"):
+        FlyingChairs('val')
 
 
 @pytest.mark.parametrize('camera', ['left', 'right'])
@@ -362,6 +365,11 @@ def test_list_with_spaces_blank_lines_and_bad_lines(tmp_path):
         read_list(path)
     with pytest.raises(FileNotFoundError, match='no such list'):
         read_list(tmp_path / 'other.txt')
+    path.write_bytes('\ufeffä.png\tb.png\n'.encode())  # as Windows editors save it
+    assert read_list(path) == [('ä.png', 'b.png')]
+    path.write_bytes('ä.png\tb.png\n'.encode('latin-1'))
+    with pytest.raises(ValueError, match='list.txt: expected a list in UTF-8, found other bytes at position 0'):
+        read_list(path)
     path.write_text('# nothing\n')
     with pytest.raises(ValueError, match='expected pairs'):
         SintelRaw(tmp_path, path)

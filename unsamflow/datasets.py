@@ -639,13 +639,21 @@ def read_list(
     content, hash_file, pairs = Path(path).read_bytes(), _hash_file(path), []
     if hash_file.is_file() and (expected := hash_file.read_text().split()[:1]) != [found := hashlib.sha256(content).hexdigest()]:
         raise ValueError(f'{path}: expected sha256 {" ".join(expected)}, found {found}: the list was changed; make it again, or delete {hash_file.name} if it is meant to be so')
-    for number, line in enumerate(content.decode().splitlines(), 1):
+    for number, line in enumerate(_text(path, content).splitlines(), 1):
         if line.strip() and not line.startswith('#'):
             parts = line.split('\t') if '\t' in line else line.split()
             if len(parts) != 2:
                 raise ValueError(f'{path}, line {number}: expected two frames, found {line!r}')
             pairs.append((parts[0].strip(), parts[1].strip()))
     return pairs
+
+
+def _text(path: str | Path, content: bytes) -> str:
+    "What a file says, with or without the mark that some editors put before UTF-8."
+    try:
+        return content.decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path}: expected a list in UTF-8, found other bytes at position {error.start}') from error
 
 
 def listed_pairs(
@@ -815,6 +823,8 @@ def _chosen_chairs(root: Path, pairs: Sequence[Pair], split: str) -> list[Pair]:
     if not path.is_file():
         raise FileNotFoundError(f'{path}: expected the file of the split, found none: get {FlyingChairs.page}')
     lines, wanted = path.read_text().split(), {'train': '1', 'val': '2'}[split]
+    if unknown := sorted(set(lines) - {'1', '2'}):
+        raise ValueError(f"{path}: expected 1 (train) or 2 (val) in each line, found {unknown[0]!r} in line {lines.index(unknown[0]) + 1}")
     numbers = [int(re.search(r'\d+$', p.name)[0]) for p in pairs]
     if numbers and not 1 <= min(numbers) <= max(numbers) <= len(lines):
         raise ValueError(f'{path}: expected a line for each of the pairs {min(numbers)} to {max(numbers)}, found {len(lines)} lines')
