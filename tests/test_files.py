@@ -2,10 +2,12 @@
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
 import warnings
+from contextlib import nullcontext
 
 import cv2
 import numpy as np
@@ -325,3 +327,62 @@ def test_unknown_suffixes(tmp_path, picture, name):
 def test_a_bad_image_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match='found'): write_image(tmp_path/'a.png', torch.full((3, 2, 2), float('nan')))
     assert only(tmp_path) == []
+
+
+# What a second reader found
+
+class Lost(OSError):
+    "As a library raises it: no number, no file."
+
+
+def test_an_error_that_is_not_about_writing_passes_unchanged(tmp_path):
+    with pytest.raises(Lost, match='^connection lost$'):
+        with atomic_path(tmp_path/'a.txt'): raise Lost('connection lost')
+    (tmp_path/'text.png').write_text('no picture')
+    with pytest.raises(Image.UnidentifiedImageError):
+        with atomic_path(tmp_path/'a.txt'): Image.open(tmp_path/'text.png')
+    assert only(tmp_path) == ['text.png']
+
+
+def test_an_error_without_a_number_names_the_file_too(tmp_path):
+    with pytest.raises(OSError) as caught:
+        with atomic_path(tmp_path/'a.png'): raise OSError('encoder error -2')
+    assert str(caught.value) == f'{tmp_path/"a.png"}: cannot be written: encoder error -2'
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='folders cannot be opened')
+@pytest.mark.parametrize('number, passes', [(errno.EINVAL, True), (errno.EBADF, True), (errno.EIO, False)])
+def test_a_folder_that_cannot_be_synchronised(tmp_path, monkeypatch, number, passes):
+    "Some network file systems refuse it: the file is whole and in place by then. A disk that fails is an error all the same."
+    fsync = os.fsync
+    def refuse(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode): raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+    monkeypatch.setattr(os, 'fsync', refuse)
+    with nullcontext() if passes else pytest.raises(OSError, match='a.txt'):
+        with atomic_path(tmp_path/'a.txt') as temporary: temporary.write_text('x')
+    assert (tmp_path/'a.txt').read_text() == 'x'
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='signals')
+def test_what_was_left_goes_whatever_its_suffix(tmp_path):
+    subprocess.run([sys.executable, '-c', KILLED, str(tmp_path/'weights.step-100 (old)')])
+    stale, = tmp_path.iterdir()
+    os.utime(stale, (time.time() - 3600 * 25,) * 2)
+    subprocess.run([sys.executable, '-c', KILLED.replace('os.kill', 'print'), str(tmp_path/'a.txt')], check=True)
+    assert only(tmp_path) == ['a.txt']
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='resource limits')
+def test_what_the_file_system_says_is_not_blamed_on_the_picture(tmp_path, picture):
+    "Too many open files: many workers meet it."
+    import resource
+    write_image(tmp_path/'a.png', picture)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = os.open(tmp_path/'a.png', os.O_RDONLY)
+    os.close(held)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held, before[1]))  # the next descriptor would be `held`
+    try:
+        with pytest.raises(OSError, match='a.png') as caught: read_image(tmp_path/'a.png')
+    finally: resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert caught.value.errno == errno.EMFILE

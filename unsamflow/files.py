@@ -6,8 +6,10 @@
 __all__ = ['STALE', 'PICTURE_SUFFIXES', 'atomic_path', 'read_image', 'as_image', 'as_bytes', 'write_image', 'package_data']
 
 # %% ../nbs/00_files.ipynb #a078446f
+import errno
 import os
 import re
+import struct
 import time
 from contextlib import contextmanager
 from functools import lru_cache
@@ -32,7 +34,7 @@ def atomic_path(
     temporary file is removed; a killed process leaves it behind, named `.writing-<32 hexadecimal digits><suffix>`, until it is a day old and
     another process writes into the folder.
 
-    Raises: OSError that names `path`, when it cannot be written.
+    Raises: OSError that names `path`, when it cannot be written. Other errors of the block are passed on as they are, those of other files included.
     """
     path = Path(path)
     temporary = path.with_name(f'.writing-{uuid4().hex}{path.suffix}')
@@ -46,7 +48,9 @@ def atomic_path(
         os.replace(temporary, path)
         _synchronise(path.parent)
     except OSError as error:
-        if error.filename is not None and Path(str(error.filename)) not in (temporary, path.parent): raise  # another file's error
+        if error.filename is not None and Path(os.fsdecode(error.filename)) not in (temporary, path.parent): raise  # another file's error
+        if error.errno is None and type(error) is not OSError: raise  # a library's own: a lost connection, a picture that does not decode
+        if error.errno is None: raise OSError(f'{path}: cannot be written: {error}') from error
         raise OSError(error.errno, f'cannot be written: {error.strerror or error}', str(path)) from error
     finally:
         _remove(temporary)
@@ -54,10 +58,14 @@ def atomic_path(
 # %% ../nbs/00_files.ipynb #5d61bde9
 def _synchronise(path):
     "Have the operating system put `path`, a file or (where it can) a folder, on the disk."
-    if os.name != 'posix' and Path(path).is_dir(): return  # Windows cannot open folders
-    descriptor = os.open(path, os.O_RDONLY if Path(path).is_dir() else os.O_RDWR)
-    try: os.fsync(descriptor)
-    finally: os.close(descriptor)
+    is_folder = Path(path).is_dir()
+    if os.name != 'posix' and is_folder: return  # Windows cannot open folders
+    try:
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+        try: os.fsync(descriptor)
+        finally: os.close(descriptor)
+    except OSError as error:  # the new name is in place: that its folder may be written but not read, or not synchronised, is no failure
+        if not is_folder or error.errno not in (errno.EACCES, errno.EBADF, errno.EINVAL): raise
 
 def _remove(path):
     "Delete `path` if it is there; never hide the error that led here behind one of its own."
@@ -69,7 +77,7 @@ STALE = 24 * 3600  # seconds
 @lru_cache(maxsize=None)
 def _clear_stale(folder):
     "Remove what killed processes have left in `folder`, once per process; names are never used twice, so no file in use is hit."
-    try: found = [entry for entry in os.scandir(folder) if re.fullmatch(r'\.writing-[0-9a-f]{32}(\.\w+)?', entry.name)]
+    try: found = [entry for entry in os.scandir(folder) if re.fullmatch(r'\.writing-[0-9a-f]{32}(\.[^.]*)?', entry.name)]
     except OSError: return  # the write that follows says what is wrong
     for entry in found:
         try: old = time.time() - entry.stat().st_mtime > STALE
@@ -90,8 +98,8 @@ def _decode(path):
         with Image.open(path) as picture:
             deep = _is_deep(picture)
             if not deep: return _upright(picture)
-    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError): raise
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, struct.error) as error:
+        if getattr(error, 'filename', None) is not None: raise  # the file system's, which the decoder did not get past
         size = os.path.getsize(path)
         reason = 'of no known format' if isinstance(error, UnidentifiedImageError) else f'that do not decode: {error}'
         raise ValueError(f'{path}: expected a whole picture (PNG, JPEG, PPM, ...), found {f"{size} bytes {reason}" if size else "an empty file"}') from error
