@@ -1,6 +1,10 @@
 "Inference: files in, files out, through the command line; and what it says of bad ones."
+import os
 import re
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from torchvision import datasets as reference
 from typer.testing import CliRunner
 
-from unsamflow.datasets import dataset
+from unsamflow.datasets import Video, dataset
 from unsamflow.evaluation import SINTEL_TEST, write_submission
 from unsamflow.experiments import app
-from unsamflow.files import write_image
-from unsamflow.flow import read_flow
-from unsamflow.inference import ENLARGE, LONGEST, as_method, load_model, predict, read_weights, working_size
-from unsamflow.masks import MaskStore, make_record
+from unsamflow.files import as_bytes, write_image
+from unsamflow.flow import flow_to_rgb, read_flow
+from unsamflow.inference import ENLARGE, LONGEST, as_method, guess_kind, load_model, predict, predict_both, read_weights, video_writer, working_size
+from unsamflow.masks import MaskStore, RegionMasks, make_record
 from unsamflow.network import UnSAMFlow
 from unsamflow.training import save_weights
 
@@ -84,12 +88,15 @@ def test_the_fast_precision_is_a_little_off(frames):
         predict(network, frames / 'f0.png', frames / 'f1.png', precision='half')
 
 
-def test_grey_arrays_and_tensors_give_the_same_flow(frames):
-    model = UnSAMFlow().eval()
+def test_arrays_and_tensors_of_any_kind_give_the_same_flow(frames):
+    model = load_model()
     a, b = (cv2.imread(str(frames / f'f{i}.png'))[..., ::-1] for i in (0, 1))
     from_bytes = predict(model, a.copy(), b.copy())
-    from_floats = predict(model, *[torch.from_numpy(x.copy()).permute(2, 0, 1) / 255 for x in (a, b)])
-    assert np.allclose(from_bytes, from_floats, atol=1e-4)
+    floats = [torch.from_numpy(x.copy()).permute(2, 0, 1) / 255 for x in (a, b)]
+    for pair in ([a, b], floats, [x.double().numpy() for x in floats], [x.clone().requires_grad_() for x in floats]):
+        assert np.allclose(from_bytes, predict(model, *pair), atol=1e-4)
+    grey = [x[..., 1] for x in (a, b)]
+    assert np.array_equal(predict(model, *grey), predict(model, *[np.stack([x] * 3, 2) for x in grey]))
 
 
 @pytest.mark.parametrize('size', [(1, 1), (7, 200), (64, 64), (65, 63)])
@@ -288,3 +295,165 @@ def test_bad_submissions_are_one_clear_line(elsewhere, monkeypatch, arguments, w
     done = submit(*arguments)
     assert done.exit_code == 1 and done.stderr.startswith('unsamflow: ') and len(done.stderr.strip().splitlines()) == 1
     assert all(word in done.stderr for word in words), done.stderr
+
+
+# What a second reader found
+
+def test_known_motion_comes_out_in_every_form(frames, tmp_path):
+    "The texture moves 2 px to the right from frame to frame: order of the frames, sign, unit; the files hold what `predict_both` says."
+    out = tmp_path / 'out'
+    done = run(app, ['predict', str(frames), '-o', str(out), '-f', 'flo', '-f', 'colour', '--occlusion', '--precision', 'float32', '--max-length', '4'])
+    assert done.exit_code == 0, done.output
+    for i in range(3):
+        for ending, sign in (('', 1), ('_backward', -1)):
+            u, v = np.median(read_flow(out / f'f{i}{ending}.flo')[0], axis=(1, 2))
+            assert abs(u - 2 * sign) < 0.3 and abs(v) < 0.3
+        expected = predict_both(load_model(), frames / f'f{i}.png', frames / f'f{i + 1}.png')
+        assert np.array_equal(read_flow(out / f'f{i}.flo')[0], expected.flow)
+        assert np.array_equal(as_bytes(out / f'f{i}_flow.png'), flow_to_rgb(expected.flow, 4))
+        assert np.array_equal(as_bytes(out / f'f{i}_occluded.png')[..., 0] > 0, expected.occluded)
+
+
+def test_a_video_keeps_its_colours(tmp_path):
+    with video_writer(tmp_path / 'a.mp4', (64, 96)) as add:
+        for _ in range(3):
+            add(np.full((64, 96, 3), (200, 90, 20), np.uint8))
+    assert np.abs(Video(tmp_path / 'a.mp4')[1].astype(int) - (200, 90, 20)).max() < 12
+
+
+@pytest.mark.parametrize('size, seen', [((81, 121), (80, 120)), ((3, 3), (2, 2))])
+def test_videos_of_odd_sizes(tmp_path, size, seen):
+    "The codec wants even sides: OpenCV leaves out the last row or column."
+    with video_writer(tmp_path / 'a.mp4', size) as add:
+        add(np.zeros((*size, 3), np.uint8))
+    assert Video(tmp_path / 'a.mp4')[0].shape == (*seen, 3)
+
+
+def test_pictures_that_a_video_cannot_hold(tmp_path):
+    with pytest.raises(OSError, match=r'a.mp4: cannot be written: a video of 1 x 1 pixels'):
+        with video_writer(tmp_path / 'a.mp4', (1, 1)):
+            pass
+    for picture in (np.zeros((32, 64, 3), np.uint8), np.zeros((64, 64, 3), np.float32), np.zeros((64, 64), np.uint8)):
+        with pytest.raises(ValueError, match=r'a.mp4: expected pictures of uint8 \(64, 64, 3\)'):
+            with video_writer(tmp_path / 'a.mp4', (64, 64)) as add:
+                add(picture)
+    assert not list(tmp_path.iterdir())
+
+
+FULL = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from unsamflow.inference import video_writer
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+pictures = np.random.default_rng(0).integers(0, 256, (30, 240, 320, 3), dtype=np.uint8)
+try:
+    with video_writer(Path(sys.argv[1]), (240, 320)) as add:
+        for picture in pictures: add(picture)
+except OSError as error: print(error); sys.exit(7)
+"""
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='resource limits')
+def test_a_video_on_a_full_disk_is_an_error_and_no_file(tmp_path):
+    done = subprocess.run([sys.executable, '-c', FULL, str(tmp_path / 'a.mp4')], capture_output=True, text=True)
+    assert done.returncode == 7, done.stderr
+    assert 'a.mp4: cannot be written' in done.stdout and 'of 30 pictures' in done.stdout and not list(tmp_path.iterdir())
+
+
+def line_of(*arguments):
+    "The one line that a command must end with, and nothing after the progress bar on it."
+    done = run(app, ['predict', *map(str, arguments)])
+    assert done.exit_code == 1 and done.exception.__class__ is SystemExit, done.exception
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith('unsamflow: '), done.stderr
+    return last
+
+
+def test_a_folder_names_the_frame_that_is_wrong(frames, weights, tmp_path):
+    cv2.imwrite(str(frames / 'f3.png'), cv2.imread(str(frames / 'f3.png'))[:40])
+    said = line_of(frames, '-o', tmp_path / 'out', '--model', weights, '-f', 'mp4')
+    assert f'{frames / "f2.png"} and {frames / "f3.png"}: frames of different sizes' in said and '(3, 40, 120)' in said
+    (frames / 'f2.png').write_bytes((frames / 'f2.png').read_bytes()[:3000])
+    assert f'{frames / "f2.png"}: expected a whole picture' in line_of(frames, '-o', tmp_path / 'out', '--model', weights, '-f', 'mp4')
+    assert not list((tmp_path / 'out').iterdir())  # no half video
+
+
+def test_frames_of_one_name_and_folders_that_would_mix(frames, weights, tmp_path):
+    common = ['--model', weights]
+    assert 'found one picture' in line_of(frames / 'f0.png', *common)
+    before = sorted(frames.iterdir())
+    for asked in (['-f', 'colour'], ['-f', 'kitti'], ['-f', 'flo', '--occlusion']):
+        assert 'another folder than that of the frames' in line_of(frames, '-o', frames, *asked, *common)
+    assert sorted(frames.iterdir()) == before
+    clip(frames, tmp_path / 'flow.mp4')
+    assert 'would replace' in line_of(tmp_path / 'flow.mp4', '-o', tmp_path, '-f', 'mp4', *common)
+    assert run(app, ['predict', str(frames), '-o', str(frames), '-f', 'flo', '--model', str(weights)]).exit_code == 0  # harmless
+    write_image(frames / 'f1.jpg', frames / 'f1.png')
+    assert '2 called f1' in line_of(frames, '-o', tmp_path / 'out', *common)
+
+
+@pytest.mark.parametrize('longest', [-1, -64])
+def test_a_negative_limit_is_refused(longest):
+    with pytest.raises(ValueError, match=f'longest: expected 0 or more pixels, found {longest}'):
+        working_size((100, 100), longest)
+
+
+def test_weights_that_cannot_be_right_are_named(tmp_path):
+    tensors, path = UnSAMFlow().state_dict(), tmp_path / 'w.safetensors'
+    save_file(tensors, path, {'mask_features': 'nonsense'})
+    with pytest.raises(ValueError, match=r"w.safetensors: .*mask_features.*found 'nonsense'"):
+        load_model(path)
+    tensors['reduce.0.0.weight'][0] = torch.nan
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=r'w.safetensors: expected finite weights, .* 1 tensors, first reduce.0.0.weight'):
+        load_model(path)
+    for content in (b'', b'\x00' * 7):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match='w.safetensors: expected safetensors weights'):
+            load_model(path)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 200), (7, 200), (64, 64)])
+def test_masks_on_the_way_for_any_size(size):
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    flow = predict(UnSAMFlow(mask_features='concat').eval(), *images)
+    assert flow.shape == (2, *size) and np.isfinite(flow).all()
+
+
+def test_a_frame_is_segmented_once(frames, tmp_path, monkeypatch):
+    "Masks take longer than the network; a frame is second and then first. The flow is that of the pairs one by one."
+    model, seen = UnSAMFlow(mask_features='concat').eval(), []
+    save_weights(model, tmp_path / 'mf.safetensors')
+    generate = RegionMasks.__call__
+    expected = predict(model, frames / 'f1.png', frames / 'f2.png')
+    monkeypatch.setattr(RegionMasks, '__call__', lambda self, image: (seen.append(1), generate(self, image))[1])
+    done = run(app, ['predict', str(frames), '-o', str(tmp_path / 'out'), '-f', 'flo', '--model', str(tmp_path / 'mf.safetensors'), '--precision', 'float32'])
+    assert done.exit_code == 0, done.output
+    assert len(seen) == 4 and np.array_equal(read_flow(tmp_path / 'out/f1.flo')[0], expected)
+
+
+def test_masks_that_a_store_lacks_are_said_before_anything_is_predicted(tmp_path):
+    root = kitti(tmp_path / 'data', 2015, split='testing')
+    save_weights(UnSAMFlow(mask_features='concat'), tmp_path / 'mf.safetensors')
+    store = MaskStore(tmp_path / 'store', {'generator': 'one'})
+    for name in ('000000_10', '000000_11', '000001_10'):
+        store[f'testing/image_2/{name}.png'] = [make_record(np.ones((48, 80), bool))]
+    done = submit('kitti2015', '--data', root, '--partial', '-o', tmp_path / 'out', '--model', tmp_path / 'mf.safetensors', '--masks', store.folder)
+    assert done.exit_code == 1 and 'masks of 4 pictures, found none of 1, the first testing/image_2/000001_11.png' in done.stderr, done.output
+    assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('name, count, kind', [('kitti2015', 195, 'kitti2015'), ('for-2012', 200, 'kitti2012'), ('mine', 195, 'kitti2012'), ('2012-and-2015', 200, 'kitti2015')])
+def test_the_name_of_a_folder_comes_before_its_count(tmp_path, monkeypatch, name, count, kind):
+    (tmp_path / name / 'flow').mkdir(parents=True)
+    for i in range(count):
+        (tmp_path / name / f'flow/{i:06}_10.png').touch()
+    assert guess_kind(tmp_path / name) == kind
+    monkeypatch.chdir(tmp_path / name)
+    assert guess_kind(Path('.')) == kind
+
+
+def test_a_submission_folder_that_is_not_there(elsewhere):
+    done = submit('--check', elsewhere / 'nowhere')
+    assert done.exit_code == 1 and 'nowhere: expected the folder of a submission, found none' in done.stderr

@@ -10,9 +10,11 @@ __all__ = ['WEIGHTS', 'DEFAULT_WEIGHTS', 'ENLARGE', 'LONGEST', 'app', 'ModelOpti
            'submit_command']
 
 # %% ../nbs/10_inference.ipynb #d95f1ac0
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from enum import Enum
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -25,12 +27,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from .datasets import Benchmark, Frames, dataset
+from .datasets import PICTURES, Benchmark, Frames, count_frames, dataset
 from .evaluation import KITTI_TEST, check_submission, predictions, write_submission, zip_submission
 from .files import as_bytes, as_image, atomic_path, package_data, write_image
 from .flow import flow_to_rgb, occlusion_forward_backward, resize_flow, write_flow
 from .masks import RegionMasks, full_segmentation
-from .network import UnSAMFlow, choose_precision
+from .network import MASK_FEATURES, UnSAMFlow, choose_precision
 
 # %% ../nbs/10_inference.ipynb #e70dbe87
 WEIGHTS = package_data('weights')
@@ -66,11 +68,15 @@ def load_model(
     "A trained network. Raises FileNotFoundError or ValueError naming the file."
     path = find_weights(path)
     tensors, header = read_weights(path)
-    model = UnSAMFlow(mask_features=header.get('mask_features') or None)
+    if (kind := header.get('mask_features') or None) not in (None, *MASK_FEATURES):
+        raise ValueError(f'{path}: expected a header whose mask_features are empty or one of {MASK_FEATURES}, found {kind!r}')
+    model = UnSAMFlow(mask_features=kind)
     expected, found = {k: tuple(v.shape) for k, v in model.state_dict().items()}, {k: tuple(v.shape) for k, v in tensors.items()}
     if expected != found:
         different = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
         raise ValueError(f'{path}: weights of another network: {len(different)} tensors differ, first {different[0]}: expected {expected.get(different[0])}, found {found.get(different[0])}')
+    if bad := [k for k, v in tensors.items() if not v.isfinite().all()]:
+        raise ValueError(f'{path}: expected finite weights, found NaN or infinity in {len(bad)} tensors, first {bad[0]}')
     model.load_state_dict({k: v.float() for k, v in tensors.items()})
     return model.to(device).eval()
 
@@ -81,9 +87,11 @@ LONGEST = 832  # but not beyond this longer side, pixels
 
 def working_size(
     size: tuple[int, int],  # (H, W) of the pictures
-    longest: int | None = None,  # limit for the longer side, pixels; 0 = as the pictures are; None = the measured rule
-) -> tuple[int, int]:  # multiples of 64
-    "The size at which the network sees pictures: enlarged or reduced by the measured rule, or reduced to `longest`; never less than 64."
+    longest: int | None = None,  # limit for the longer side before it is rounded, pixels; 0 = as the pictures are; None = the measured rule
+) -> tuple[int, int]:  # the nearest multiples of 64
+    "The size at which the network sees pictures: enlarged or reduced by the measured rule, or reduced to `longest`; never less than 64. Raises ValueError for a negative limit."
+    if longest is not None and longest < 0:
+        raise ValueError(f'longest: expected 0 or more pixels, found {longest}')
     factor = min(ENLARGE, LONGEST / max(size)) if longest is None else min(1.0, longest / max(size)) if longest else 1.0
     return tuple(max(64, 64 * round(side * factor / 64 + 1e-9)) for side in size)
 
@@ -200,37 +208,68 @@ def video_writer(
     size: tuple[int, int],  # (H, W) of the pictures
     rate: float = 10.0,  # pictures per second
 ) -> Iterator[Callable[[np.ndarray], None]]:  # appends one (H, W, 3) uint8 picture
-    "A video that appears under its name when it is complete. Raises OSError when it cannot be written."
+    "A video that appears under its name when it is complete. Raises OSError when it cannot be written, ValueError for another kind of picture."
     with atomic_path(path) as temporary:
-        writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*'mp4v'), rate, size[::-1])
+        writer, count = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*'mp4v'), rate, size[::-1]), 0
         if not writer.isOpened():
-            raise OSError(f'{path}: cannot be opened for writing a video')
+            raise OSError(f'a video of {size[0]} x {size[1]} pixels cannot be opened')
+
+        def add(picture: np.ndarray):
+            nonlocal count
+            if picture.shape != (*size, 3) or picture.dtype != np.uint8:  # OpenCV would leave it out and say nothing
+                raise ValueError(f'{path}: expected pictures of uint8 {(*size, 3)}, found {picture.dtype} {picture.shape}')
+            writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            count += 1
+
         try:
-            yield lambda picture: writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+            yield add
         finally:
             writer.release()
+        if (found := _count(temporary)) != count:  # nor does it say that the disk was full
+            raise OSError(f'{found} of {count} pictures could be written; is the disk full?')
 
-# %% ../nbs/10_inference.ipynb #35a5dfdd
+
+def _count(video: Path) -> int:
+    "The frames that can be read from a video; 0 when it is none."
+    try:
+        return count_frames(video)
+    except ValueError:
+        return 0
+
+# %% ../nbs/10_inference.ipynb #8f40db49
 def frame_pairs(
     sources: list[Path],  # two pictures, one folder, or one video
 ) -> tuple[int, Iterator[tuple[str, Tensor, Tensor]]]:  # how many, and (name, frame 1, frame 2)
-    "Consecutive frames of what the command line was given. Raises ValueError or FileNotFoundError when it is neither."
+    "Consecutive frames of what the command line was given. Raises ValueError or FileNotFoundError when it is neither, or two frames differ in size."
     if len(sources) == 2:
-        return 1, iter([(sources[0].stem, as_image(sources[0]), as_image(sources[1]))])
+        return 1, iter([_named_pair(*sources, *map(as_image, sources))])
     if len(sources) != 1:
         raise ValueError(f'expected two pictures, one folder or one video, found {len(sources)} paths')
     if not sources[0].exists():
         raise FileNotFoundError(f'{sources[0]}: no such file or folder')
+    if sources[0].is_file() and sources[0].suffix.lower() in PICTURES:  # OpenCV would take it for the first of a numbered sequence
+        raise ValueError(f'{sources[0]}: expected two pictures, one folder or one video, found one picture')
     frames = Frames(sources[0])
+    name, times = Counter(Path(p.frame_1).stem for p in frames.pairs).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f'{sources[0]}: expected pictures of different names, found {times} called {name}: their results would have one name, too')
+    return len(frames), _consecutive_pairs(frames)
 
-    def pairs() -> Iterator[tuple[str, Tensor, Tensor]]:
-        previous = frames.picture(frames.pairs[0].frame_1)
-        for pair in frames.pairs:
-            current = frames.picture(pair.frame_2)
-            yield Path(pair.frame_1).stem, previous, current
-            previous = current
 
-    return len(frames), pairs()
+def _consecutive_pairs(frames: Frames) -> Iterator[tuple[str, Tensor, Tensor]]:
+    "The pairs of a folder or video; each frame is read once."
+    previous = frames.picture(frames.pairs[0].frame_1)
+    for pair in frames.pairs:
+        current = frames.picture(pair.frame_2)
+        yield _named_pair(frames.root / pair.frame_1, frames.root / pair.frame_2, previous, current)
+        previous = current
+
+
+def _named_pair(first: Path, second: Path, image_1: Tensor, image_2: Tensor) -> tuple[str, Tensor, Tensor]:
+    "The name of a pair's results, and its frames. Raises ValueError naming both files when they differ in size."
+    if image_1.shape != image_2.shape:
+        raise ValueError(f'{first} and {second}: frames of different sizes: {tuple(image_1.shape)} and {tuple(image_2.shape)} (channels, rows, columns)')
+    return first.stem, image_1, image_2
 
 # %% ../nbs/10_inference.ipynb #49b15c89
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help='Optical flow learnt without labels, guided by masks.')
@@ -247,7 +286,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 ModelOption = Annotated[str, typer.Option(help='shipped weights by name, or a .safetensors file')]
-LongestOption = Annotated[int | None, typer.Option(help='limit for the longer side of the working size in pixels; 0 = as the pictures are; default: the measured rule')]
+LongestOption = Annotated[int | None, typer.Option(help='limit for the longer side of the working size in pixels, before both sides go to the nearest multiple of 64; 0 = as the pictures are; default: the measured rule')]
 PrecisionOption = Annotated[Literal['auto', 'float32', 'bfloat16'], typer.Option(help='of the convolutions; auto = bfloat16 where the device is fast at it, float32 = the same flow on every machine')]
 DeviceOption = Annotated[str, typer.Option(help='cpu, cuda, ...')]
 DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -274,18 +313,31 @@ def predict_command(
     with one_line_errors():
         network = load_model(model, device)
         count, pairs = frame_pairs(sources)
+        _check_output(sources, output, formats, occlusion)
         output.mkdir(parents=True, exist_ok=True)
-        written = _predict_all(network, tqdm(pairs, total=count, unit='pair', disable=count == 1), output, formats, occlusion, longest, max_length or None, precision)
+        with tqdm(pairs, total=count, unit='pair', disable=count == 1) as bar:  # closed before an error is said
+            written = _predict_all(network, bar, output, formats, occlusion, longest, max_length or None, precision)
     typer.echo(f'wrote {len(written)} files to {output}' if len(written) > 4 else '\n'.join(map(str, written)))
+
+
+def _check_output(sources: list[Path], output: Path, formats: list[Output], occlusion: bool):
+    "Raises ValueError where results would become frames of the next run, or take the place of what they are made from."
+    pictures = occlusion or Output.colour in formats or Output.kitti in formats
+    if pictures and sources[0].is_dir() and sources[0].resolve() == output.resolve():
+        raise ValueError(f'{output}: expected another folder than that of the frames: pictures of flow would be frames in the next run')
+    if Output.mp4 in formats and (output / 'flow.mp4').resolve() == sources[0].resolve():
+        raise ValueError(f'{output}: expected another folder: the result would replace {sources[0]}')
 
 
 def _predict_all(network, pairs, output: Path, formats: list[Output], occlusion: bool, longest: int | None, max_length: float | None, precision: str) -> list[Path]:
     "Predicts and writes pair after pair; returns the files written."
     written, add = [], None
+    label = lru_cache(maxsize=2)(partial(_segments, masks=RegionMasks()))  # a pair's second frame is the next one's first
     with ExitStack() as stack:
         for name, image_1, image_2 in pairs:
             own = tuple(image_1.shape[-2:])
-            prediction = predict_both(network, image_1, image_2, working_size(own, longest), both=occlusion, precision=precision)
+            segments = None if network.mask_feature is None else (label(image_1), label(image_2))
+            prediction = predict_both(network, image_1, image_2, working_size(own, longest), segments=segments, both=occlusion, precision=precision)
             written += write_prediction(output / name, prediction, formats, max_length)
             if Output.mp4 in formats:
                 if add is None:
@@ -309,9 +361,12 @@ def open_test_set(
     complete: bool = True,  # raise an error unless every picture is there
     masks: str | Path | None = None,  # mask store of the test pictures, absolute or in the masks folder of settings.ini
 ) -> tuple[Benchmark, Path]:  # the pairs; the folder that `check_submission` looks at
-    "The pairs whose flow a server wants. Raises FileNotFoundError that says what is missing and where to get it."
+    "The pairs whose flow a server wants. Raises FileNotFoundError that says what is missing, pictures or their masks, and where to get it."
     name, split = TEST_SETS[kind]
     pairs = dataset(name, split=split, root=root, complete=complete, masks=masks)
+    frames = dict.fromkeys(key for pair in pairs.pairs for key in (pair.frame_1, pair.frame_2))
+    if masks is not None and (bare := [key for key in frames if key not in pairs.masks]):
+        raise FileNotFoundError(f'{pairs.masks.folder}: expected masks of {len(frames):,} pictures, found none of {len(bare):,}, the first {bare[0]}')
     return pairs, pairs.root / getattr(pairs, 'pictures', split)
 
 
@@ -335,13 +390,17 @@ def submit(
 def guess_kind(
     folder: Path,
 ) -> str:  # one of `TEST_SETS`
-    "Which server a folder is for, by what it holds. Raises ValueError when that does not say."
+    "Which server a folder is for, by its name or else by what it holds. Raises ValueError when neither says, FileNotFoundError for no folder."
+    if not folder.is_dir():
+        raise FileNotFoundError(f'{folder}: expected the folder of a submission, found none')
     if (folder / 'clean').is_dir() or (folder / 'final').is_dir():
         return 'sintel'
     count = len(list(folder.glob('flow/*.png')))
-    for kind, due in KITTI_TEST.items():
-        if count == due or kind[-4:] in folder.name:
-            return kind
+    named = [kind for kind in KITTI_TEST if kind[-4:] in folder.resolve().name]
+    counted = [kind for kind, due in KITTI_TEST.items() if count == due]  # five files missing in one are a whole set of the other
+    for kinds in (named, counted):
+        if len(kinds) == 1:
+            return kinds[0]
     raise ValueError(f'{folder}: found {count} pictures in its folder flow; say which server it is for: unsamflow submit kitti2012 (or kitti2015) --check {folder}')
 
 # %% ../nbs/10_inference.ipynb #a06164ff
