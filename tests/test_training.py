@@ -142,7 +142,7 @@ def test_a_skipped_step_does_not_spoil_the_means(tmp_path):
 
 
 VARIANTS = [
-    ({}, {'affine', 'occlusion'}), ({'aug': True}, {'affine', 'occlusion'}), ({'hg': True}, {'affine', 'occlusion', 'homography'}),
+    ({}, {'affine', 'occlusion'}), ({'aug': True}, {'affine', 'occlusion', 'cache_filled'}), ({'hg': True}, {'affine', 'occlusion', 'homography'}),
     ({'mf': 'concat'}, {'affine', 'occlusion'}), ({'mf': 'residual'}, {'affine', 'occlusion'}), ({'mf': 'concat+residual'}, {'affine', 'occlusion'}),
     ({'smoothness': 'image-edge', 'smoothness_weight': 50.0}, {'affine', 'occlusion', 'smoothness'}),
     ({'smoothness': 'segment-boundary', 'smoothness_weight': 50.0}, {'affine', 'occlusion', 'smoothness'})]

@@ -318,7 +318,7 @@ class Objective(nn.Module):
         self,
         batch: Sample,  # as `collate` makes it
         step: int,
-    ) -> dict[str, Tensor]:  # scalars: the terms by name, unweighted; `loss`, their weighted sum; `occluded`, the share of pixels left out
+    ) -> dict[str, Tensor]:  # scalars: the terms by name, unweighted; `loss`, their weighted sum; `occluded`, the share of pixels left out; `cache_filled`, of the cache of key objects
         "The loss of one batch at a step. Raises ValueError when masks are missing that an adaptation needs."
         stage = self.config.stage(step)
         if self.config.masks(step) and (batch.segments_1 is None or batch.segments_2 is None):
@@ -333,7 +333,10 @@ class Objective(nn.Module):
         values = {name: value for name, (_, value) in terms.items()}
         # sampling at a NaN position gives a finite colour: what is not finite in the flow must reach the loss all the same
         unsound = 0 * sum(flow.mean() for flow in [*flows.forward, *flows.backward])
-        return {'loss': unsound + sum(weight * value for weight, value in terms.values()), **values, 'occluded': occluded.float().mean()}
+        record = {'occluded': occluded.float().mean()}
+        if stage.adaptations and self.config.aug:
+            record['cache_filled'] = self.cache.filled.float().mean()  # nothing is pasted before it is 1
+        return {'loss': unsound + sum(weight * value for weight, value in terms.values()), **values, **record}
 
     def flow(self, pair: Sample | View, both_directions: bool = False) -> Flows:
         "The network's flows, its convolutions in `dtype`."
