@@ -115,10 +115,11 @@ def test_standing_still():
 
 def test_light_noise_and_mask_faults_leave_the_world_alone():
     plain = Scenes(3, seed=7, noise=0, lighting=0)[1]
-    for settings in (dict(noise=0.3), dict(lighting=0.5), dict(noise=0, lighting=0, ragged=2.0, dropped=0.3, merged=0.3)):
+    for settings in (dict(noise=0.3), dict(noise=0, lighting=0.5), dict(noise=0, lighting=0, ragged=2.0, dropped=0.3, merged=0.3)):
         other = Scenes(3, seed=7, **settings)[1]
         assert np.array_equal(other.flow_12, plain.flow_12) and np.array_equal(other.occluded_2, plain.occluded_2)
         assert np.array_equal(other.image_1, plain.image_1) == (settings.get('noise') == 0)
+        assert np.array_equal(other.image_2, plain.image_2) == (settings.get('noise') == settings.get('lighting') == 0)
     noisy = [np.std(Scenes(3, seed=7, noise=n, lighting=0)[1].image_1 - plain.image_1) for n in (0.02, 0.04)]
     assert noisy[1] == pytest.approx(2 * noisy[0], rel=0.02)
 
@@ -220,7 +221,7 @@ print(hashlib.sha256(b''.join(x.tobytes() if isinstance(x, np.ndarray) else repr
 @pytest.mark.parametrize('settings, words', [
     (dict(count=0), 'count'), (dict(height=16), 'height'), (dict(width=31.5), 'width'), (dict(seed=-1), 'seed'),
     (dict(objects=(5, 2)), 'objects'), (dict(objects=(-1, 2)), 'objects'), (dict(parts=(1, 2, 3)), 'parts'), (dict(size=(0.5, float('nan'))), 'size'),
-    (dict(max_motion=0.9), 'max_motion'), (dict(max_motion=float('nan')), 'max_motion'), (dict(motion_power=0), 'motion_power'),
+    (dict(size=(1.0, 1e5)), 'size'), (dict(max_motion=0.9), 'max_motion'), (dict(max_motion=float('nan')), 'max_motion'), (dict(motion_power=0), 'motion_power'),
     (dict(noise=-0.1), 'noise'), (dict(dropped=1.5), 'dropped'), (dict(merged='often'), 'merged'), (dict(colour=3), 'colour')])
 def test_bad_settings_are_named(settings, words):
     with pytest.raises(ValueError, match=words): Scenes(**{'count': 3, **settings})

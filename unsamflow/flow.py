@@ -38,7 +38,7 @@ def warp(
 ) -> Tensor:  # (B, C, H, W), of the type of `image`, on the pixels of frame 1
     """Frame 2 as seen from frame 1: `image` sampled bilinearly at p + flow(p) (UnSAMFlow, Sec. 3.2).
 
-    Coordinates are float32 at least, under autocast too. Raises: ValueError where the shapes disagree or `padding` is unknown; TypeError for integers.
+    Coordinates are float32 at least, under autocast too. A side of one pixel has no beyond: it is sampled at that pixel, whatever the padding. Raises: ValueError where the shapes disagree or `padding` is unknown; TypeError for integers.
     """
     if image.ndim != 4 or flow.shape != (image.shape[0], 2, *image.shape[2:]):
         raise ValueError(f'warp: expected image (B, C, H, W) and flow (B, 2, H, W), found {tuple(image.shape)} and {tuple(flow.shape)}')
@@ -94,14 +94,14 @@ def occlusion_forward_backward(
 ) -> Tensor:  # (B, 1, H, W) bool, pixels of frame 1: True = occluded
     """Occluded where going to frame 2 and back does not end near the start (UnFlow; UnSAMFlow, Sec. 3.2).
 
-    Flow that is not finite is occluded. Raises: ValueError unless both are (B, 2, H, W), of one size.
+    Flow that is not finite, or whose square is not, is occluded. Raises: ValueError unless both are (B, 2, H, W), of one size.
     """
     _check_fields('occlusion_forward_backward', flow_12, flow_21)
     flow_12 = _at_least_float32(flow_12)
     back = warp(_at_least_float32(flow_21), flow_12, padding='zeros')
     error = (flow_12 + back).square().sum(1, keepdim=True)
     length = (flow_12.square() + back.square()).sum(1, keepdim=True)
-    return ~(error <= relative * length + absolute)  # so that NaN, which compares false, is occluded
+    return ~((error <= relative * length + absolute) & error.isfinite())  # NaN compares false; infinity is no more than itself
 
 # %% ../nbs/00_flow.ipynb #a4ad96e5
 @torch.no_grad()
@@ -146,8 +146,8 @@ def _decode_flo(data, path):
     if len(data) < 12: raise ValueError(f'{path}: expected a .flo file, header of 12 bytes, found {len(data)} bytes')
     magic, (width, height) = np.frombuffer(data, '<f4', 1).item(), np.frombuffer(data, '<i4', 2, offset=4).tolist()
     if magic != FLO_MAGIC: raise ValueError(f'{path}: expected a .flo file, magic number {FLO_MAGIC}, found {magic:g}')
-    if not (0 < width < 100_000 and 0 < height < 100_000):
-        raise ValueError(f'{path}: expected a width and a height from 1 to 99,999, found {width} x {height}')
+    if width < 1 or height < 1:
+        raise ValueError(f'{path}: expected a width and a height of 1 or more, found {width} x {height}')
     if len(data) != 12 + 8 * width * height:
         raise ValueError(f'{path}: expected {12 + 8 * width * height} bytes for {width} x {height} pixels, found {len(data)}')
     flow = np.frombuffer(data, '<f4', offset=12).reshape(height, width, 2).transpose(2, 0, 1)
@@ -163,7 +163,8 @@ def _encode_flo(flow, valid, path):
 # %% ../nbs/00_flow.ipynb #e985f93b
 def _decode_kitti(data, path):
     "The bytes of a KITTI PNG -> flow (2, H, W), valid (H, W)."
-    codes = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    try: codes = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error: codes = None  # an empty file, or a header that promises more pixels than OpenCV takes
     if codes is None: raise ValueError(f'{path}: expected a whole PNG file, found {len(data)} bytes that do not decode')
     if codes.dtype != np.uint16 or codes.ndim != 3 or codes.shape[2] != 3:
         raise ValueError(f'{path}: expected KITTI flow, 3 channels of 16 bits, found {codes[0, 0].size} of {8 * codes.itemsize} bits')
@@ -176,7 +177,9 @@ def _encode_kitti(flow, valid, path):
     if (np.abs(steps) >= 2**15).any():
         raise ValueError(f'{path}: expected components under 512 px, all that a KITTI PNG can hold, found {np.abs(steps).max() / 64:g} px; .flo holds them')
     u, v = steps + 2**15
-    return cv2.imencode('.png', np.stack([valid, v, u], axis=2).astype(np.uint16))[1].tobytes()
+    done, data = cv2.imencode('.png', np.stack([valid, v, u], axis=2).astype(np.uint16))
+    if not done: raise ValueError(f'{path}: expected a size that PNG holds, found {valid.shape[1]} x {valid.shape[0]} pixels; .flo holds it')
+    return data.tobytes()
 
 # %% ../nbs/00_flow.ipynb #71b73c92
 _FORMATS = {'.flo': (_decode_flo, _encode_flo), '.png': (_decode_kitti, _encode_kitti)}
@@ -206,7 +209,7 @@ def write_flow(
 ):
     """Write a flow field, atomically. The suffix says the format.
 
-    Raises: ValueError for a suffix, shape or value that cannot be written, NaN where the flow is said to be known included; OSError that names the file.
+    Raises: ValueError for a suffix, shape or value that cannot be written, NaN where the flow is said to be known included; TypeError for what is no real number; OSError that names the file.
     """
     _, encode = _format(path)
     flow = _as_field(flow, path)
@@ -219,7 +222,8 @@ def write_flow(
 # %% ../nbs/00_flow.ipynb #930c2e6d
 def _as_field(flow, name):
     "A tensor or array (2, H, W) of numbers as a float32 array."
-    array = flow.detach().to('cpu', torch.float32).numpy() if isinstance(flow, Tensor) else np.asarray(flow)
+    if isinstance(flow, Tensor): flow = (flow.float() if flow.dtype in (torch.bfloat16, torch.float16) else flow).numpy(force=True)  # NumPy has no bfloat16
+    array = np.asarray(flow)
     if array.dtype.kind not in 'fiu': raise TypeError(f'{name}: expected flow as numbers, found {array.dtype}')
     if array.ndim != 3 or array.shape[0] != 2 or not array.size: raise ValueError(f'{name}: expected flow of shape (2, H, W), found {array.shape}')
     return array.astype(np.float32)
@@ -227,7 +231,7 @@ def _as_field(flow, name):
 def _as_valid(valid, shape, name):
     "A mask as a bool array (H, W); all True for None."
     if valid is None: return np.ones(shape, bool)
-    array = valid.numpy(force=True) if isinstance(valid, Tensor) else np.asarray(valid)
+    array = (valid != 0).numpy(force=True) if isinstance(valid, Tensor) else np.asarray(valid)
     if array.shape not in (shape, (1, *shape)): raise ValueError(f'{name}: expected valid of shape {shape}, found {array.shape}')
     return array.reshape(shape) != 0
 
@@ -252,16 +256,16 @@ def flow_to_rgb(
 ) -> np.ndarray:  # (H, W, 3) uint8, RGB
     """The flow in the colours of Middlebury: hue = direction, saturation = length, darkened beyond `max_length`, black where unknown.
 
-    Give fields that are to be compared the same `max_length`. Raises: ValueError for another shape or a `max_length` that is not positive.
+    Give fields that are to be compared the same `max_length`. Raises: ValueError for another shape or a `max_length` that is not positive and finite; TypeError for what is no number.
     """
-    if max_length is not None and not max_length > 0: raise ValueError(f'max_length: expected more than 0 px, found {max_length}')
+    if max_length is not None and not 0 < max_length < np.inf: raise ValueError(f'max_length: expected more than 0 px, and finite, found {max_length}')
     flow = _as_field(flow, 'flow').astype(np.float64)
     known = (np.abs(flow) <= FLO_UNKNOWN).all(0)
     u, v = np.where(known, flow, 0)
     length = np.hypot(u, v)
     length = (length / (max_length or length.max() or 1))[..., None]
     hue = _hue(u, v)
-    colour = np.where(length <= 1, 1 - length * (1 - hue), 0.75 * hue)
+    colour = np.where(length <= 1 + 1e-6, 1 - np.minimum(length, 1) * (1 - hue), 0.75 * hue)  # a limit measured in float32 may be rounded down
     return (np.floor(255 * colour) * known[..., None]).astype(np.uint8)
 
 def _hue(u, v):

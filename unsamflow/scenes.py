@@ -256,7 +256,7 @@ class Scene(NamedTuple):
     flow_21: np.ndarray  # the same from frame 2 to frame 1
     occluded_1: np.ndarray  # (H, W) bool: what is seen in frame 1 is not seen in frame 2
     occluded_2: np.ndarray
-    records_1: list  # mask records: every object with its parts, then every part
+    records_1: list  # mask records: every object with its parts, then every part, then the background where it is asked for
     records_2: list
     surfaces_1: np.ndarray  # (H, W) int32, number of the surface seen at each pixel centre; 0 = background
     surfaces_2: np.ndarray
@@ -290,6 +290,11 @@ class Scenes:
     @field_validator('objects', 'parts', 'size')
     def _ordered(cls, pair):
         if not 0 <= pair[0] <= pair[1]: raise ValueError(f'expected 0 <= least <= most, found {pair}')
+        return pair
+
+    @field_validator('size')
+    def _drawable(cls, pair):
+        if pair[1] > 100: raise ValueError(f'expected at most 100 times the frame, beyond which OpenCV cannot fill outlines, found {pair}')
         return pair
 
     def __len__(self): return self.count
