@@ -1,7 +1,10 @@
 "Contracts and properties of the losses, on odd shapes and bad input."
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unsamflow.losses import (
     boundary_aware_smoothness,
@@ -200,6 +203,49 @@ def test_smoothness_without_any_edge_is_the_same_for_both():
     assert edge_aware_smoothness(flow, torch.rand(2, 3, 12, 18), sharpness=0.0) == plain
 
 
+def test_smoothness_by_hand():
+    "A jump of 5 px in u between columns 3 and 4 of 10 x 8 pixels: two triples a row straddle it, and the weight is that of their later two pixels."
+    flow = torch.zeros(1, 2, 10, 8)
+    flow[:, 0, :, 4:] = 5.0
+    one = 10 * (5 / 8) / (2 * 10 * 6) / 2  # ten rows of one triple each, the side 8, the mean over 2 components and 10 x 6 triples, halved
+    segments = lambda column: (torch.arange(8) >= column).long().expand(1, 1, 10, 8)
+    for column, triples in ((0, 2), (3, 2), (4, 1), (5, 1), (6, 2)):
+        assert boundary_aware_smoothness(flow, segments(column)).item() == pytest.approx(triples * one, rel=1e-5)
+    image = 0.05 * segments(4).float().expand(-1, 3, -1, -1)
+    assert edge_aware_smoothness(flow, image).item() == pytest.approx((1 + math.exp(-10 * 0.05)) * one, rel=1e-5)
+    assert edge_aware_smoothness(flow.mT, image.mT).item() == pytest.approx((1 + math.exp(-10 * 0.05)) * one, rel=1e-5)
+
+
+def test_no_index_comes_from_the_host():
+    "An index written as a Python list would be copied to the device, which then has to be waited for."
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.add(str(function))
+            return function(*args, **(kwargs or {}))
+
+    names, (a, b, flow, visible) = set(), batch()
+    with Names():
+        loss = pyramid_photometric_loss(a, b, [flow.requires_grad_(), flow[..., ::2, ::2] / 2], visible > 0, **ALL, level_weights=(1, 1))
+        loss = loss + edge_aware_smoothness(flow, a) + boundary_aware_smoothness(flow, visible.long()) + self_supervision_loss(flow, b[:, :2], visible)
+        loss.backward()
+    assert 'aten.grid_sampler_2d.default' in names
+    assert not [name for name in names if name.split('.')[1] in ('index_put_', 'index_put', 'index', 'lift_fresh', '_local_scalar_dense')]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+def test_on_a_gpu_nothing_waits():
+    a, b, flow, visible = (x.cuda() for x in batch())
+
+    def step():
+        loss = pyramid_photometric_loss(a, b, [flow.detach().requires_grad_()], visible, **ALL, level_weights=(1,))
+        (loss + edge_aware_smoothness(flow, a) + boundary_aware_smoothness(flow, visible.long()) + self_supervision_loss(flow, b[:, :2], visible)).backward()
+
+    step()
+    torch.cuda.set_sync_debug_mode('error')
+    try: step()
+    finally: torch.cuda.set_sync_debug_mode('default')
+
+
 @pytest.mark.parametrize('call, error, message', [
     (lambda a, b, f, v: photometric_loss(a, b[:1], f, v, l1=1.0), ValueError, r'image_2: expected .*image_1 \(4, 3, 16, 24\), found \(1, 3, 16, 24\)'),
     (lambda a, b, f, v: photometric_loss(a, b, f[..., :-1], v, l1=1.0), ValueError, r'flow: expected .*found \(4, 2, 16, 23\)'),
@@ -213,6 +259,18 @@ def test_smoothness_without_any_edge_is_the_same_for_both():
     (lambda a, b, f, v: pyramid_photometric_loss(a, b, [f], v[..., 1:], l1=1.0, level_weights=(1,)), ValueError, 'visible: expected'),
     (lambda a, b, f, v: edge_aware_smoothness(f, a[..., 1:]), ValueError, 'image: expected'),
     (lambda a, b, f, v: boundary_aware_smoothness(f, v[:2]), ValueError, 'segments: expected'),
+    (lambda a, b, f, v: photometric_loss(a, b, f, v.expand(-1, 3, -1, -1), l1=1.0), ValueError, r'visible: expected \(B, 1, H, W\).*found \(4, 3, 16, 24\)'),
+    (lambda a, b, f, v: pyramid_photometric_loss(a, b, [f], v.expand(-1, 2, -1, -1), census=1.0, level_weights=(1,)), ValueError, r'visible: .*\(4, 2, 16, 24\)'),
+    (lambda a, b, f, v: pyramid_photometric_loss(a, b, [f, f[0]], v, l1=1.0, level_weights=(1, 1)), ValueError, r'flows\[1\]: expected .*\(2, 16, 24\)'),
+    (lambda a, b, f, v: pyramid_photometric_loss(a, b, [f, f[..., :2, :]], v, l1=1.0, level_weights=(1, 1)), ValueError, r'flows\[1\]: .* 3 x 3 pixels'),
+    (lambda a, b, f, v: photometric_loss(a[:0], b[:0], f[:0], v[:0], l1=1.0), ValueError, r'image_1: expected at least one sample.*\(0, 3, 16, 24\)'),
+    (lambda a, b, f, v: self_supervision_loss(f[:0], f[:0], v[:0]), ValueError, 'flow: expected at least one sample'),
+    (lambda a, b, f, v: edge_aware_smoothness(f, (a * 255).byte()), TypeError, 'image: .*uint8'),
+    (lambda a, b, f, v: edge_aware_smoothness(a, b), ValueError, r'flow: expected \(B, 2, H, W\), found \(4, 3, 16, 24\)'),
+    (lambda a, b, f, v: boundary_aware_smoothness(f, v), TypeError, 'segments: expected integer labels, found torch.float32'),
+    (lambda a, b, f, v: boundary_aware_smoothness(f, v.expand(-1, 2, -1, -1).long()), ValueError, r'segments: .*\(4, 2, 16, 24\)'),
+    (lambda a, b, f, v: self_supervision_loss(a, b, v), ValueError, r'flow: expected \(B, 2, H, W\)'),
+    (lambda a, b, f, v: self_supervision_loss(f, f, f), ValueError, r'visible: .*\(4, 2, 16, 24\)'),
     (lambda a, b, f, v: self_supervision_loss(f, f[:, :1], v), ValueError, 'target: expected'),
     (lambda a, b, f, v: self_supervision_loss(f, f, v[:, :, 1:]), ValueError, 'visible: expected'),
 ])

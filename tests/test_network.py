@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unsamflow.network import Flows, UnSAMFlow, convex_upsample, correlate, normalise_features, pool_segments, segment_slots
+from unsamflow.network import Flows, UnSAMFlow, choose_precision, convex_upsample, correlate, normalise_features, pool_segments, segment_slots
 
 VARIANTS = (None, 'concat', 'residual', 'concat+residual')
 
@@ -164,6 +164,18 @@ def test_other_sizes_are_resized_and_the_flow_scaled_back():
     torch.testing.assert_close(found, expected)
 
 
+def test_pictures_of_another_precision_than_the_weights(frames):
+    "They are brought to the type of the weights: what NumPy hands over is float64."
+    model = seeded()
+    with torch.no_grad():
+        expected = model(*frames).forward[0]
+        assert torch.equal(model(*(x.double() for x in frames)).forward[0], expected)
+        assert torch.equal(model(frames[0], frames[1].double()).forward[0], expected)
+        rounded = model(*(x.half().float() for x in frames)).forward[0]
+        assert torch.equal(model(*(x.half() for x in frames)).forward[0], rounded)
+        assert model.double()(*frames).forward[0].dtype == torch.float64
+
+
 def test_the_finest_flow_teaches_every_level(frames):
     model = seeded()
     model(*frames).forward[0].square().mean().backward()
@@ -284,12 +296,46 @@ def test_parts_compile_without_a_graph_break():
     torch.testing.assert_close(compiled(a, b, labels), correlate(a, pool_segments(b, labels)))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+@pytest.mark.parametrize('precision', (torch.float32, torch.bfloat16))
+def test_on_a_gpu_nothing_waits(frames, segments, precision):
+    model, (a, b), (s, t) = seeded('concat').cuda(), [x.cuda() for x in frames], [x.cuda() for x in segments]
+
+    def step():
+        with torch.autocast('cuda', precision, enabled=precision != torch.float32): flows = model(a, b, s, t, both_directions=True)
+        sum(f.abs().mean() for f in flows.forward + flows.backward).backward()
+
+    step()
+    torch.cuda.set_sync_debug_mode('error')
+    try: step()
+    finally: torch.cuda.set_sync_debug_mode('default')
+
+
+@pytest.mark.parametrize('capability, precision', (((6, 1), torch.float32), ((7, 0), torch.float32), ((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)))
+def test_bfloat16_is_chosen_where_there_are_matrix_units_for_it(capability, precision, monkeypatch):
+    "Of the device asked about, not of the one in use; older GPUs accept bfloat16 too, and imitate it."
+    asked = []
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: asked.append(device) or capability)
+    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation=True: including_emulation)
+    assert choose_precision('auto', torch.device('cuda:1')) == precision
+    assert asked == [torch.device('cuda:1')]
+
+
+@pytest.mark.parametrize('amx, precision', ((True, torch.bfloat16), (False, torch.float32)))
+def test_precision_of_a_processor(amx, precision, monkeypatch):
+    monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: amx)
+    assert choose_precision('auto', torch.device('cpu')) == precision
+    assert choose_precision('auto', torch.device('mps')) == torch.float32
+    assert choose_precision('bfloat16', torch.device('cpu')) == torch.bfloat16 and choose_precision('float32', torch.device('cpu')) == torch.float32
+
+
 # ---- what is refused
 
 @pytest.mark.parametrize('a, b, message', (
     ((1, 3, 64, 64), (1, 3, 64, 128), r'\(1, 3, 64, 64\) and \(1, 3, 64, 128\)'),
     ((1, 3, 64, 64), (2, 3, 64, 64), r'\(2, 3, 64, 64\)'),
     ((1, 4, 64, 64), (1, 4, 64, 64), r'images \(B, 3, H, W\)'),
+    ((0, 3, 64, 64), (0, 3, 64, 64), r'not empty, found \(0, 3, 64, 64\)'), ((1, 3, 0, 64), (1, 3, 0, 64), 'not empty'),
     ((3, 64, 64), (3, 64, 64), r'\(3, 64, 64\)')))
 def test_wrong_images(a, b, message):
     with pytest.raises(ValueError, match=message): seeded()(torch.rand(a), torch.rand(b))
@@ -308,7 +354,11 @@ def test_wrong_segments(second, message):
 
 @pytest.mark.parametrize('call, message', (
     (lambda: UnSAMFlow('mean'), "found 'mean'"), (lambda: UnSAMFlow(''), "found ''"),
-    (lambda: normalise_features(torch.rand(1, 2, 3, 3), 'l2'), "found 'l2'"),
+    (lambda: normalise_features(torch.rand(1, 2, 3, 3), 'l2'), "found 'l2'"), (lambda: UnSAMFlow(normalise='l2'), "found 'l2'"),
+    (lambda: convex_upsample(torch.rand(1, 2, 3, 4), torch.rand(1, 144, 4, 3)), r'\(1, 2, 3, 4\) and \(1, 144, 4, 3\)'),  # as many numbers, other places
+    (lambda: convex_upsample(torch.rand(1, 2, 3, 4), torch.rand(1, 36, 3, 4)), r'\(B, 144, h, w\)'),
+    (lambda: convex_upsample(torch.rand(1, 3, 3, 4), torch.rand(1, 144, 3, 4)), r'\(1, 3, 3, 4\)'),
+    (lambda: choose_precision('float16', torch.device('cpu')), "found 'float16'"),
     (lambda: correlate(torch.rand(1, 2, 3, 3), torch.rand(1, 3, 3, 3)), r'\(1, 2, 3, 3\) and \(1, 3, 3, 3\)'),
     (lambda: correlate(*torch.rand(2, 1, 2, 3, 3), radius=0), 'radius of at least 1, found 0'),
     (lambda: pool_segments(torch.rand(1, 2, 3, 3), torch.zeros(1, 1, 3, 4, dtype=torch.long)), r'\(1, 1, 3, 4\)'),
@@ -317,5 +367,9 @@ def test_wrong_arguments(call, message):
     with pytest.raises(ValueError, match=message): call()
 
 
-def test_labels_out_of_range():
-    with pytest.raises((RuntimeError, IndexError), match='out of bounds'): pool_segments(torch.rand(1, 2, 3, 3), torch.full((1, 1, 3, 3), 65_536))
+@pytest.mark.parametrize('label, found', ((65_536, '7 .. 65,536'), (-1, '-1 .. 7')))
+def test_labels_out_of_range(label, found):
+    labels = torch.full((1, 1, 64, 64), 7)
+    labels[0, 0, 32, 32] = label
+    for call in (lambda: pool_segments(torch.rand(1, 2, 64, 64), labels), lambda: seeded('concat')(*torch.rand(2, 1, 3, 64, 64), labels, labels)):
+        with pytest.raises(ValueError, match=f'segments: expected labels in 0 .. 65,535, found {found}'): call()

@@ -24,18 +24,26 @@ def _float(
 
 
 def _check_fit(
-    name: str,  # of the first tensor, for the message
-    tensor: Tensor,  # (B, C, H, W)
-    other_name: str,  # of the second tensor
-    other: Tensor,  # (B, C', H, W)
-    same_channels: bool = False,  # does C' have to be C?
+    **tensors: tuple[Tensor, int | None],  # by name: a tensor that should be (B, C, H, W), and its C where that is settled
 ) -> None:
-    'Raises: ValueError when two tensors are not of one batch and size, or smaller than 3 x 3 pixels.'
-    keep = (0, 1, 2, 3) if same_channels else (0, 2, 3)
-    if tensor.ndim != 4 or other.ndim != 4 or any(tensor.shape[i] != other.shape[i] for i in keep):
-        raise ValueError(f'{other_name}: expected (B, C, H, W) that fits {name} {tuple(tensor.shape)}, found {tuple(other.shape)}')
-    if min(tensor.shape[2:]) < 3:
-        raise ValueError(f'{name}: expected at least 3 x 3 pixels, found {tuple(tensor.shape)}')
+    'Raises: ValueError when tensors are not of one batch and size, have other channels, hold nothing, or are smaller than 3 x 3 pixels.'
+    name_1, first = next((name, tensor) for name, (tensor, _) in tensors.items())
+    for name, (tensor, channels) in tensors.items():
+        like = '' if name == name_1 else f' that fits {name_1} {tuple(first.shape)}'
+        batch_and_size = tensor.shape[:1] + tensor.shape[2:], first.shape[:1] + first.shape[2:]
+        if tensor.ndim != 4 or batch_and_size[0] != batch_and_size[1] or channels not in (None, tensor.shape[1]):
+            raise ValueError(f"{name}: expected (B, {channels or 'C'}, H, W){like}, found {tuple(tensor.shape)}")
+    if min(first.shape[:2]) < 1 or min(first.shape[2:]) < 3:
+        raise ValueError(f'{name_1}: expected at least one sample, one channel and at least 3 x 3 pixels, found {tuple(first.shape)}')
+
+
+def _check_floating(
+    name: str,  # of the image, for the message
+    image: Tensor,
+) -> None:
+    'Raises: TypeError for integers, whose scale is not [0, 1].'
+    if not image.is_floating_point():
+        raise TypeError(f'{name}: expected floating-point values in [0, 1], found {image.dtype}')
 
 
 def _check_images(
@@ -45,10 +53,9 @@ def _check_images(
     image_2: Tensor,  # like image_1
 ) -> tuple[Tensor, Tensor]:  # both, at least float32
     'Two comparable images. Raises: TypeError for integers, whose scale is not [0, 1]; ValueError for shapes that differ.'
-    _check_fit(name_1, image_1, name_2, image_2, same_channels=True)
-    for name, image in ((name_1, image_1), (name_2, image_2)):
-        if not image.is_floating_point():
-            raise TypeError(f'{name}: expected floating-point values in [0, 1], found {image.dtype}')
+    _check_fit(**{name_1: (image_1, None), name_2: (image_2, image_1.shape[1] if image_1.ndim == 4 else None)})
+    _check_floating(name_1, image_1)
+    _check_floating(name_2, image_2)
     return _float(image_1), _float(image_2)
 
 # %% ../nbs/05_losses.ipynb #83ad8eba
@@ -76,6 +83,13 @@ def _soft_sign(
     return d.mul_(r), r
 
 
+def _inside(
+    x: Tensor,  # (B, C, H, W)
+) -> Tensor:  # (B, C, H, W)
+    'The same with zeros on the 1-pixel border.'
+    return F.pad(x[..., 1:-1, 1:-1], (1, 1, 1, 1))
+
+
 class _Census(Function):
     'Census distance of two grey images (B, 1, H, W), 0 to 255, with the backward pass written out.'
 
@@ -92,14 +106,12 @@ class _Census(Function):
             e.mul_(inverse).mul_(inverse).mul_(0.2 * 0.81 / 9)
             slopes += [e * r * r * r if needed else None for r, needed in zip((r_a, r_b), ctx.needs_input_grad)]
         ctx.save_for_backward(*slopes)
-        distance[..., [0, -1], :] = 0
-        distance[..., [0, -1]] = 0
-        return distance
+        return _inside(distance)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        grad = F.pad(grad[..., 1:-1, 1:-1], (1, 1, 1, 1))  # the border is constant
+        grad = _inside(grad)  # the border is constant
         totals = [torch.zeros_like(grad) if needed else None for needed in ctx.needs_input_grad]
         for n, tap in enumerate(_HALF):
             weight = torch.add(*_pair(grad, *tap))
@@ -212,12 +224,12 @@ def photometric_loss(
 ) -> Tensor:  # scalar, float32 at least
     """How little frame 2, pulled back along the flow, looks like frame 1, at one resolution (UnSAMFlow, Sec. 3.2).
 
-    Normalised per sample, so that a batch has the mean loss of its samples. Raises: ValueError for shapes that do not
-    fit, TypeError for integer images.
+    Normalised per sample, so that a batch has the mean loss of its samples. A flow of NaN samples some finite colour and
+    goes unnoticed here; on a CPU its backward pass crashes. Raises: ValueError for shapes that do not fit, TypeError for
+    integer images.
     """
     image_1, image_2 = _check_images('image_1', image_1, 'image_2', image_2)
-    _check_fit('image_1', image_1, 'flow', flow)
-    _check_fit('image_1', image_1, 'visible', visible)
+    _check_fit(image_1=(image_1, None), flow=(flow, 2), visible=(visible, 1))
     flow, visible = _float(flow), _float(visible)
     seen, pulled = image_1 * visible, warp(image_2, flow) * visible
     total = seen.new_zeros(())
@@ -252,12 +264,13 @@ def pyramid_photometric_loss(
     if len(flows) != len(level_weights):
         raise ValueError(f'level_weights: expected one per flow, {len(flows)} in all, found {len(level_weights)}')
     image_1, image_2 = _check_images('image_1', image_1, 'image_2', image_2)
-    _check_fit('image_1', image_1, 'visible', visible)
+    _check_fit(image_1=(image_1, None), visible=(visible, 1))
     visible, total = _float(visible), image_1.new_zeros(())
     if not (l1 or ssim):  # grey commutes with all that follows
         image_1, image_2 = _grey(image_1), _grey(image_2)
-    for flow, weight in zip(flows, level_weights):
+    for level, (flow, weight) in enumerate(zip(flows, level_weights)):
         if weight:
+            _check_fit(**{f'flows[{level}]': (flow, 2)})
             size = flow.shape[2:]
             frames = (_resize_area(image, size) for image in (image_1, image_2))
             total = total + weight * photometric_loss(*frames, flow, F.interpolate(visible, size), l1, ssim, census)
@@ -282,9 +295,10 @@ def edge_aware_smoothness(
 ) -> Tensor:  # scalar, float32 at least
     """Second-order smoothness that gives way at image edges (ARFlow; UnSAMFlow, Table 5).
 
-    Raises: ValueError for an image of another size than the flow.
+    Raises: ValueError for an image of another size than the flow, TypeError for an integer image.
     """
-    _check_fit('flow', flow, 'image', image)
+    _check_fit(flow=(flow, 2), image=(image, None))
+    _check_floating('image', image)
     flow, image = _float(flow), _float(image)
     weights = (torch.exp(-sharpness * image.diff(dim=axis).abs().mean(1, keepdim=True)) for axis in (3, 2))
     return _second_order(flow, *weights)
@@ -296,9 +310,11 @@ def boundary_aware_smoothness(
 ) -> Tensor:  # scalar, float32 at least
     """Second-order smoothness within segments and none across their boundaries (UnSAMFlow, Sec. 3.4, Table 5).
 
-    Raises: ValueError for segments of another size than the flow.
+    Raises: ValueError for segments of another size than the flow, TypeError for labels that are no integers.
     """
-    _check_fit('flow', flow, 'segments', segments)
+    _check_fit(flow=(flow, 2), segments=(segments, 1))
+    if segments.is_floating_point():
+        raise TypeError(f'segments: expected integer labels, found {segments.dtype}')
     flow = _float(flow)
     inside = (segments[..., 1:] == segments[..., :-1], segments[..., 1:, :] == segments[..., :-1, :])
     return _second_order(flow, *(same.to(flow.dtype) for same in inside))
@@ -313,7 +329,6 @@ def self_supervision_loss(
 
     Raises: ValueError for shapes that do not fit.
     """
-    _check_fit('flow', flow, 'target', target, same_channels=True)
-    _check_fit('flow', flow, 'visible', visible)
+    _check_fit(flow=(flow, 2), target=(target, 2), visible=(visible, 1))
     flow, target, visible = _float(flow), _float(target.detach()), _float(visible)
     return _visible_mean((flow - target).abs() * visible, visible, epsilon=1e-7)

@@ -63,6 +63,9 @@ class Encoder(nn.Module):
 def _at_least_float32(x: Tensor) -> Tensor: return x.to(torch.promote_types(x.dtype, torch.float32))
 
 # %% ../nbs/04_network.ipynb #56876d87
+def _check_normalise(how: str) -> None:
+    if how not in ('centred-cosine', 'cosine', 'none'): raise ValueError(f"normalise: expected 'centred-cosine', 'cosine' or 'none', found {how!r}")
+
 def normalise_features(
     features: Tensor,  # (B, C, h, w)
     how: str = 'centred-cosine',  # or 'cosine', 'none'
@@ -70,10 +73,10 @@ def normalise_features(
     """Features scaled so that the sum of products over channels is a cosine ('none': the mean product). UnSAMFlow, Sec. 3.2.
 
     Raises: ValueError for another `how`."""
+    _check_normalise(how)
     features = _at_least_float32(features)
     if how == 'none': return features / features.shape[1] ** 0.5
     if how == 'centred-cosine': features = features - features.mean((2, 3), keepdim=True)
-    elif how != 'cosine': raise ValueError(f"normalise: expected 'centred-cosine', 'cosine' or 'none', found {how!r}")
     return features * torch.rsqrt(features.square().sum(1, keepdim=True) + 1e-8)
 
 # %% ../nbs/04_network.ipynb #7ac212c5
@@ -180,11 +183,13 @@ def segment_slots(
 ) -> Tensor:  # (B h w,): for each pixel of the batch the number of one pixel of its own segment
     """The same pixel for all pixels of a segment, whatever the labels are: compact names for segments without counting them.
 
-    Raises: an index error (by assertion on a GPU) for labels out of range."""
+    Raises: ValueError for labels out of range (on a GPU: an assertion of the device)."""
     labels = segments.flatten(1).long()
     pixels = torch.arange(labels.numel(), device=labels.device).view_as(labels)
     table = labels.new_empty(len(labels), LABELS)
-    return table.scatter_(1, labels, pixels).gather(1, labels).flatten()
+    try: table.scatter_(1, labels, pixels)
+    except RuntimeError as error: raise ValueError(f'segments: expected labels in 0 .. {LABELS - 1:,}, found {labels.min():,} .. {labels.max():,}') from error
+    return table.gather(1, labels).flatten()
 
 # %% ../nbs/04_network.ipynb #5482a408
 class _SegmentMaximum(torch.autograd.Function):
@@ -216,7 +221,7 @@ def pool_segments(
 ) -> Tensor:  # (B, C, h, w): at each pixel the maximum of each channel over the pixel's segment
     """Maximum over each segment, given back to all of its pixels: work grows with pixels, not with segments. UnSAMFlow, Sec. 3.5.
 
-    Raises: ValueError where the shapes disagree or the labels are no integers."""
+    Raises: ValueError where the shapes disagree, the labels are no integers or out of range."""
     if segments.shape != (len(features), 1, *features.shape[2:]) or segments.is_floating_point():
         raise ValueError(f'pool_segments: expected features (B, C, h, w) and integer segments (B, 1, h, w), found {tuple(features.shape)} '
                          f'and {segments.dtype} {tuple(segments.shape)}')
@@ -297,7 +302,11 @@ def convex_upsample(
     logits: Tensor,  # (B, 9 factor^2, h, w): neighbour (slowest), sub-row, sub-column
     factor: int = 4,
 ) -> Tensor:  # (B, 2, factor h, factor w), pixels of the fine grid, float32 at least
-    "Each fine pixel is a convex combination of its 3 x 3 coarse neighbours (zero beyond the border). RAFT, Sec. 3.3; UnSAMFlow, Sec. 3.2."
+    """Each fine pixel is a convex combination of its 3 x 3 coarse neighbours (zero beyond the border). RAFT, Sec. 3.3; UnSAMFlow, Sec. 3.2.
+
+    Raises: ValueError where the shapes disagree."""
+    if flow.ndim != 4 or flow.shape[1] != 2 or logits.shape != (len(flow), 9 * factor ** 2, *flow.shape[2:]):
+        raise ValueError(f'convex_upsample: expected flow (B, 2, h, w) and logits (B, {9 * factor ** 2}, h, w), found {tuple(flow.shape)} and {tuple(logits.shape)}')
     batch, _, height, width = flow.shape
     with torch.autocast(flow.device.type, enabled=False):
         weights = _at_least_float32(logits.permute(0, 2, 3, 1).reshape(-1, 9, factor ** 2)).softmax(1)
@@ -328,8 +337,8 @@ class Flows(NamedTuple):
 
 # %% ../nbs/04_network.ipynb #e581a495
 def _check_images(image_1: Tensor, image_2: Tensor) -> None:
-    if image_1.shape != image_2.shape or image_1.ndim != 4 or image_1.shape[1] != 3:
-        raise ValueError(f'expected two images (B, 3, H, W) alike, found {tuple(image_1.shape)} and {tuple(image_2.shape)}')
+    if image_1.shape != image_2.shape or image_1.ndim != 4 or image_1.shape[1] != 3 or not image_1.numel():
+        raise ValueError(f'expected two images (B, 3, H, W) alike and not empty, found {tuple(image_1.shape)} and {tuple(image_2.shape)}')
     if not (image_1.is_floating_point() and image_2.is_floating_point()):
         raise TypeError(f'expected images of floating point in [0, 1], found {image_1.dtype} and {image_2.dtype}')
 
@@ -349,13 +358,14 @@ def _join(first: Tensor, *others: Tensor) -> Tensor:
 class UnSAMFlow(nn.Module):
     """Two frames to a pyramid of flows, in one direction or both. UnSAMFlow, Sec. 3.2; mask features, Sec. 3.5.
 
-    Raises: ValueError for another `mask_features`."""
+    Raises: ValueError for another `mask_features` or `normalise`."""
     def __init__(
         self,
         mask_features: str | None = None,  # None, 'concat', 'residual' or 'concat+residual': needs segments at every call
         normalise: str = 'centred-cosine',  # what `correlate` does to features: or 'cosine', 'none'
     ):
         super().__init__()
+        _check_normalise(normalise)
         self.normalise = normalise
         self.encoder = Encoder()
         self.reduce = nn.ModuleList(conv(channels, 32, 1) for channels in reversed(ENCODER_CHANNELS[1:]))
@@ -381,7 +391,7 @@ class UnSAMFlow(nn.Module):
 
     def forward(
         self,
-        image_1: Tensor,  # (B, 3, H, W), RGB in [0, 1], any size
+        image_1: Tensor,  # (B, 3, H, W), RGB in [0, 1], any size, any floating type (NumPy's float64, say: it is brought to that of the weights)
         image_2: Tensor,  # (B, 3, H, W)
         segments_1: Tensor | None = None,  # (B, 1, H, W), integer labels in 0 .. 65,535; used with mask features alone
         segments_2: Tensor | None = None,  # (B, 1, H, W)
@@ -393,6 +403,7 @@ class UnSAMFlow(nn.Module):
         batch, _, height, width = image_1.shape
         images, size = torch.cat([image_1, image_2]), [-(-side // 64) * 64 for side in (height, width)]
         if size != [height, width]: images = F.interpolate(images, size, mode='bilinear', align_corners=True)
+        images = images.to(self.encoder.levels[0][0][0].weight.dtype)
         segments = torch.cat([segments_1, segments_2]) if self.mask_feature else None
         pyramid = self.encoder(images.contiguous(memory_format=torch.channels_last))[:0:-1]
         flow, flows = images.new_zeros((1 + both_directions) * batch, 2, *pyramid[0].shape[2:]), []
@@ -410,7 +421,8 @@ def choose_precision(
     "The convolutions' type: with 'auto', bfloat16 where the device has matrix units for it (recent GPUs, processors with AMX). Raises ValueError for another wish."
     if wish not in ('auto', 'float32', 'bfloat16'): raise ValueError(f"precision: expected 'auto', 'float32' or 'bfloat16', found {wish!r}")
     if wish == 'auto':
-        has_units = torch.cuda.is_bf16_supported() if device.type == 'cuda' else device.type == 'cpu' and torch.cpu._is_amx_tile_supported()
+        if device.type == 'cuda': has_units = torch.cuda.get_device_capability(device) >= (8, 0)
+        else: has_units = device.type == 'cpu' and torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if has_units else torch.float32
     return getattr(torch, wish)
 
