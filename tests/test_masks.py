@@ -1,5 +1,6 @@
 "Masks: records, generators, full segmentation, key objects, and a store that survives kill -9."
 import functools
+import gzip
 import hashlib
 import http.server
 import json
@@ -9,6 +10,7 @@ import pickle
 import signal
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,9 @@ from pycocotools import mask as coco
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from skimage import data
+from skimage.measure import label
 
-from unsamflow.masks import (MaskStore, RegionMasks, SamMasks, decode, fetch, full_segmentation, key_objects, load_sam, make_record, merge_regions,
+from unsamflow.masks import (MaskStore, RegionMasks, SamMasks, border_contrast, decode, fetch, full_segmentation, key_objects, load_sam, make_record, merge_regions,
                              overlap_matrix, read_weights, run_lengths)
 
 fork = multiprocessing.get_context('forkserver')  # children start at once from a process that has everything imported and no threads
@@ -62,6 +65,12 @@ def test_damaged_lists_of_runs_are_refused(counts):
     with pytest.raises(ValueError, match='broken RLE'): decode({'segmentation': {'size': [3, 4], 'counts': counts}}, (3, 4))
 
 
+@pytest.mark.parametrize('mask', [np.full((3, 4), -2.0), np.zeros((3, 4), np.float32), np.full((3, 4), np.nan), np.eye(3, 4, dtype=np.uint8) * 255, np.full((3, 4), -1), np.full((3, 4), 'a')])
+def test_logits_and_grey_values_are_no_masks(mask):
+    "Anything but zero would count as inside."
+    with pytest.raises(ValueError, match=r'records\[0\]: expected a binary array of shape \(H, W\), found'): full_segmentation([{'segmentation': mask}], (3, 4))
+
+
 def test_all_forms_of_a_segmentation_decode_alike():
     mask = random_masks(1, (20, 30), 0)[0]
     record = make_record(mask)
@@ -73,7 +82,8 @@ def test_all_forms_of_a_segmentation_decode_alike():
     assert decode({'segmentation': rle}, np.array([20, 30])).dtype == bool
 
 
-@pytest.mark.parametrize('record', [None, 3, {}, {'segmentation': None}, {'segmentation': np.zeros(5, bool)}, {'segmentation': {'size': [3, 4]}}])
+@pytest.mark.parametrize('record', [None, 3, {}, {'segmentation': None}, {'segmentation': np.zeros(5, bool)}, {'segmentation': {'size': [3, 4]}}, {'segmentation': {'size': None, 'counts': '0'}},
+                                    {'segmentation': {'size': 12, 'counts': '0'}}])
 def test_what_is_no_record_is_refused(record):
     with pytest.raises(TypeError, match=r'records\[1\]: expected a mask record'): full_segmentation([make_record(np.eye(3, 4, dtype=bool)), record], (3, 4))
 
@@ -148,6 +158,26 @@ def test_more_segments_than_labels_are_refused():
     with pytest.raises(ValueError, match='at most 65,535 segments, found 65,536'): full_segmentation(pixels, (side, side))
 
 
+def test_a_mask_costs_what_it_covers_wherever_it_lies():
+    "Paint over everything right of a mask, as was once done, and those at the left edge cost a hundred times as much."
+    def seconds(column):
+        counts = [[column * 1000 + 2 * row, 1, 4_999_999 - column * 1000 - 2 * row] for row in range(300)]
+        records = [make_record(np.ones((1000, 5000), bool))] + [{'segmentation': {'size': [1000, 5000], 'counts': runs}} for runs in counts]
+        start = time.process_time()
+        assert full_segmentation(records, (1000, 5000)).max() == 300
+        return time.process_time() - start
+    assert min(seconds(0), seconds(0)) < 4 * min(seconds(4999), seconds(4999))
+
+
+@pytest.mark.parametrize('runs', [[0, 12], [12], [0, 0, 3, 0, 9], [0, 0, 3, 0, 4, 5], [3, 0, 0, 2, 7], [11, 1], [0, 1, 11]])
+def test_runs_of_any_shape_are_painted(runs):
+    "Empty ones among them, and with or without a last run of zeros."
+    mask = np.repeat(np.arange(len(runs)) % 2 > 0, runs).reshape(4, 3).T
+    labels = full_segmentation([{'segmentation': {'size': [3, 4], 'counts': runs}}], (3, 4))
+    assert np.array_equal(labels > 0, mask & (not mask.all()))
+    assert overlap_matrix([{'segmentation': {'size': [3, 4], 'counts': runs}}], (3, 4)).tolist() == [[mask.sum()]]
+
+
 def brute_force_objects(masks, height, width, fill, overlaps):
     "Key objects by the wording of the rule, pair by pair."
     kept = []
@@ -171,7 +201,27 @@ def test_key_objects_follow_the_rule(seed):
     assert np.array_equal(found, expected)
 
 
+def test_key_objects_hold_one_mask_in_memory_at_a_time():
+    "Two hundred masks of a frame of 1000 x 1000 would be 200 MB."
+    records = [{'segmentation': {'size': [1000, 1000], 'counts': [1000 * index, 500, 999_500 - 1000 * index]}} for index in range(200)]
+    tracemalloc.start()
+    assert key_objects(records, (1000, 1000)).shape == (0, 1000, 1000)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 40e6
+
+
 # Regions
+
+def test_regions_may_be_numbered_in_any_type():
+    "Twenty regions have 400 pairs, more than a byte can number."
+    labels = np.repeat(np.repeat(np.arange(20).reshape(4, 5), 5, 0), 5, 1)
+    image = np.random.default_rng(0).random((20, 25, 3))
+    for kind in (np.uint8, np.int8, np.uint16, np.uint64):
+        for found, expected in zip(border_contrast(labels.astype(kind), image), border_contrast(labels, image)): assert np.array_equal(found, expected)
+        for found, expected in zip(merge_regions(labels.astype(kind), image), merge_regions(labels, image)): assert np.array_equal(found, expected)
+    with pytest.raises(TypeError, match='expected float, found uint8'): merge_regions(labels, np.zeros((20, 25, 3), np.uint8))
+
 
 @pytest.fixture(scope='module')
 def regions():
@@ -216,7 +266,7 @@ def test_merging_ends_with_one_region_and_keeps_every_union_connected():
     members, stability = merge_regions(labels, np.random.default_rng(0).random((15, 20, 3)))
     assert members.shape == (23, 12) and members[-1].all() and (members.sum(1)[12:] > 1).all()
     assert (0 <= stability).all() and (stability <= 1).all()
-    for union in members: assert coco.encode(np.asfortranarray(union[labels], dtype=np.uint8))
+    for union in members: assert label(union[labels], connectivity=1).max() == 1
     for union in members[12:]:  # each union is two earlier ones, disjoint
         pairs = [(a, b) for a in members for b in members if not (a & b).any() and np.array_equal(a | b, union)]
         assert pairs
@@ -347,7 +397,6 @@ def server():
     served = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
     served.requests, served.ranges, served.portion, served.pause = [], True, None, 0
     served.url = f'http://127.0.0.1:{served.server_port}/sam.pth'
-    pooch.get_logger().setLevel('WARNING')
     threading.Thread(target=served.serve_forever, args=(0.02,), daemon=True).start()
     yield served
     served.shutdown()
@@ -397,6 +446,35 @@ def test_a_killed_download_continues(server, tmp_path):
     server.pause = 0
     assert fetch(server.url, SHA256, tmp_path).read_bytes() == CONTENT
     assert int(server.requests[-1][6:-1]) == there
+
+
+def fetch_and_hang(url, folder):
+    "A download whose process comes no further than the check of the hash."
+    def hang(*_, **__):
+        (folder / 'checking').touch()
+        time.sleep(60)
+    pooch.file_hash = pooch.hashes.file_hash = hang
+    fetch(url, SHA256, folder)
+
+
+def test_a_process_killed_while_it_checks_the_hash_loses_nothing(server, tmp_path):
+    process = fork.Process(target=fetch_and_hang, args=(server.url, tmp_path))
+    process.start()
+    while not (tmp_path / 'checking').exists(): time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert (tmp_path / 'sam.pth.part').read_bytes() == CONTENT and not (tmp_path / 'sam.pth').exists()
+    assert fetch(server.url, SHA256, tmp_path).read_bytes() == CONTENT
+    assert server.requests == [None, f'bytes={len(CONTENT)}-']  # nothing is sent again
+    assert {path.name for path in tmp_path.iterdir()} == {'sam.pth', 'sam.pth.lock', 'checking'}
+
+
+def test_what_is_there_needs_neither_a_server_nor_a_folder_to_write_to(tmp_path, monkeypatch):
+    (tmp_path / 'sam.pth').write_bytes(CONTENT)
+    def refuse(*_): raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr('unsamflow.masks.FileLock', refuse)
+    assert fetch('http://127.0.0.1:9/sam.pth', SHA256.upper(), tmp_path) == tmp_path / 'sam.pth'
+    assert [path.name for path in tmp_path.iterdir()] == ['sam.pth']
 
 
 # The store
@@ -498,7 +576,7 @@ def test_errors_of_the_generator_and_of_the_disk_are_not_swallowed(tmp_path, mon
     store = MaskStore(tmp_path / 'full')
     store['before'] = []
     monkeypatch.setattr('unsamflow.files.os.replace', lambda *_: (_ for _ in ()).throw(OSError(28, 'No space left on device')))
-    with pytest.raises(OSError, match='No space left on device'): store.build(RegionMasks(), image) if store.settings is None else store.__setitem__('a', [])
+    with pytest.raises(OSError, match='No space left on device'): store['a'] = []
     monkeypatch.undo()
     assert list(MaskStore(tmp_path / 'full')) == ['before']
     (tmp_path / 'a file').touch()
@@ -541,9 +619,77 @@ def test_records_of_every_form_are_stored(tmp_path):
     assert 'b' not in store
 
 
-@pytest.mark.parametrize('name', ['', '/a', 'a/../b', '../a', 'a//b', '.hidden', 'a\\b', 'a/'])
+@pytest.mark.parametrize('name', ['', '/a', 'a/../b', '../a', 'a//b', '.hidden', 'a\\b', 'a/', Path('a'), None])
 def test_names_stay_in_the_store(tmp_path, name):
     with pytest.raises(ValueError, match='expected a relative path'): MaskStore(tmp_path)[name] = []
+
+
+def test_a_reader_that_was_there_first_sees_what_is_made_later(tmp_path):
+    early, writer = MaskStore(tmp_path), MaskStore(tmp_path)
+    MaskStore(tmp_path, {'generator': 'x'})['a'] = []
+    assert early['a'] == [] and early.settings == {'generator': 'x'}
+    writer['b'] = []  # takes over the folder's settings
+    assert MaskStore(tmp_path)['b'] == []
+
+
+def test_an_image_named_twice_counts_once(tmp_path):
+    (tmp_path / 'bad.png').touch()
+    images = [('bad', tmp_path / 'bad.png'), ('good', np.zeros((4, 5, 3), np.uint8))] * 2
+    built = MaskStore(tmp_path / 'store').build(lambda image: [], images, progress=False)
+    assert (built.made, built.found, list(built.failed)) == (1, 0, ['bad'])
+
+
+@pytest.mark.parametrize('record', [{'segmentation': {'size': [5, 8], 'counts': '5é'}}, {'segmentation': {'size': [5, 8], 'counts': '53'}}, {'segmentation': np.zeros((5, 8))}])
+def test_what_would_not_decode_is_not_stored(tmp_path, record):
+    store, good = MaskStore(tmp_path), make_record(np.eye(5, 8, dtype=bool))
+    with pytest.raises(ValueError, match=r'a\[1\]: (broken RLE|expected a binary array)'): store['a'] = [good, record]
+    assert 'a' not in store
+
+
+def test_masks_of_another_size_than_the_image_end_the_run(tmp_path):
+    store = MaskStore(tmp_path)
+    with pytest.raises(ValueError, match=r'expected a mask of the image\'s size \(8, 5\), found \(5, 8\)') as caught:
+        store.build(lambda image: [make_record(np.eye(5, 8, dtype=bool))], {'a': np.zeros((8, 5, 3), np.uint8)}, progress=False)
+    assert caught.value.__notes__ == ['while making the masks of a'] and 'a' not in store
+
+
+@pytest.mark.parametrize('score', [float('nan'), np.float32('nan'), np.float64('inf'), torch.tensor(float('nan'))])
+def test_the_files_are_json(tmp_path, score):
+    def refuse(constant): raise AssertionError(f'{constant} is not json')
+    store = MaskStore(tmp_path)
+    store['a'] = [{**make_record(np.eye(5, dtype=bool)), 'stability_score': score}]
+    assert store['a'] == [{**make_record(np.eye(5, dtype=bool)), 'stability_score': None}]
+    json.loads(gzip.decompress(store.path('a').read_bytes()), parse_constant=refuse)
+    with pytest.raises(TypeError, match='expected what json can hold'): store['a'] = [{**make_record(np.eye(5, dtype=bool)), 'tags': {1, 2}}]
+
+
+def test_sam_without_a_bound_on_stability_is_stored(tmp_path):
+    "An empty mask has no stability."
+    images = {'a': np.random.default_rng(1).integers(0, 256, (60, 90, 3), dtype=np.uint8)}
+    generator = SamMasks('tiny', builder=tiny_sam, device='cpu', **{**LOOSE, 'stability_score_thresh': 0.0})
+    generator.model.mask_threshold = 1e6  # no pixel is inside
+    MaskStore(tmp_path).build(generator, images, progress=False)
+    found, made = MaskStore(tmp_path)['a'], generator(images['a'])
+    assert [record['segmentation'] for record in found] == [record['segmentation'] for record in made]
+    assert found and all(record['area'] == 0 and record['stability_score'] is None for record in found)
+
+
+@pytest.mark.parametrize('content', [[make_record(np.eye(5, dtype=bool))], None, {'settings': 'x'}])
+def test_json_of_another_origin_is_named(tmp_path, content):
+    "For one, the bare list of records that Segment Anything's own script writes."
+    store = MaskStore(tmp_path)
+    store['a'] = []
+    store.path('b').write_bytes(gzip.compress(json.dumps(content).encode()))
+    with pytest.raises(ValueError, match=r'b\.json\.gz: expected the records that a mask store has written'): store['b']
+    (tmp_path / 'settings.json').write_text(json.dumps([1]))
+    with pytest.raises(ValueError, match=r'settings\.json: expected the settings'): MaskStore(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['tränen/日本.png', 'name with spaces 🎬.png', os.fsdecode(b'latin-\xe9.png')])
+def test_names_of_every_script(tmp_path, name):
+    store = MaskStore(tmp_path)
+    assert store.build(lambda image: [], {name: np.zeros((4, 5, 3), np.uint8)}, progress=False).made == 1
+    assert list(store) == [name] and store[name] == []
 
 
 def test_a_missing_name_is_a_key_error(tmp_path):

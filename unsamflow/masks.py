@@ -11,6 +11,8 @@ __all__ = ['SAM_CHECKPOINTS', 'make_record', 'run_lengths', 'decode', 'border_co
 import gzip
 import hashlib
 import json
+import math
+import os
 import pickle
 import time
 import zlib
@@ -46,6 +48,14 @@ def _encode(mask: ndarray) -> dict:
     return {'size': [int(side) for side in rle['size']], 'counts': rle['counts'].decode('ascii')}
 
 # %% ../nbs/01_masks.ipynb #9c15db2d
+def _check_binary(mask: ndarray, name: str):
+    "Raises ValueError for anything but a (H, W) array of 0 and 1: of logits or probabilities, every value but 0 would count as inside."
+    numbers = mask.size and mask.dtype.kind in 'biuf'
+    if numbers and mask.ndim == 2 and mask.dtype.kind != 'f' and 0 <= mask.min() <= mask.max() <= 1: return
+    values = f', values {mask.min()} to {mask.max()}' if numbers else ''
+    raise ValueError(f'{name}: expected a binary array of shape (H, W), found {mask.dtype} of shape {mask.shape}{values}')
+
+# %% ../nbs/01_masks.ipynb #d0173089
 def make_record(
     mask: ndarray,  # (H, W) bool, or integers 0 and 1
     predicted_iou: float = 1.0,  # the generator's own estimate of the mask's quality, 0 to 1
@@ -56,8 +66,7 @@ def make_record(
 
     Raises: ValueError for anything but a two-dimensional binary mask."""
     mask = np.asarray(mask)
-    if mask.ndim != 2 or not mask.size or mask.dtype.kind not in 'biu' or (mask.dtype != bool and not 0 <= mask.min() <= mask.max() <= 1):
-        raise ValueError(f'mask: expected a binary array of shape (H, W), found {mask.dtype} of shape {mask.shape}')
+    _check_binary(mask, 'mask')
     mask = mask.astype(bool, copy=False)
     inside = np.flatnonzero(mask)
     if point is None: point = divmod(int(inside[len(inside) // 2]), mask.shape[1])[::-1] if len(inside) else (0, 0)
@@ -89,8 +98,10 @@ def run_lengths(
 def _as_rle(record: dict, name: str = 'record') -> dict:
     "The segmentation of a record as compressed COCO RLE, whichever of its three forms it has."
     mask = record.get('segmentation') if isinstance(record, Mapping) else None
-    if isinstance(mask, ndarray) and mask.ndim == 2: return _encode(mask.astype(bool))
-    if isinstance(mask, Mapping) and len(mask.get('size', ())) == 2:
+    if isinstance(mask, ndarray) and mask.ndim == 2:
+        _check_binary(mask, name)
+        return _encode(mask)
+    if isinstance(mask, Mapping) and np.shape(mask.get('size')) == (2,):
         size, counts = [int(side) for side in mask['size']], mask.get('counts')
         if isinstance(counts, (list, tuple)):
             try: counts = coco.frPyObjects({'size': size, 'counts': list(counts)}, *size)['counts']
@@ -124,7 +135,7 @@ def decode(
 ) -> ndarray:  # (H, W) bool
     """The binary mask of a record.
 
-    Raises: TypeError for what is no record; ValueError for a mask of another size or a broken RLE."""
+    Raises: TypeError for what is no record; ValueError for a mask of another size, one that is not binary, or a broken RLE."""
     return _fill(_runs(record, size), size)
 
 # %% ../nbs/01_masks.ipynb #8f833199
@@ -132,7 +143,11 @@ def border_contrast(
     labels: ndarray,  # (H, W) integers 0..n-1
     image: ndarray,  # (H, W, C) float, any colour space
 ) -> tuple[ndarray, ndarray]:  # (n, n) sum of the colour steps across each pair's border, (n, n) its length in pixel pairs
-    "How long the border of each pair of regions is (4-neighbours) and how large the colour steps across it are."
+    """How long the border of each pair of regions is (4-neighbours) and how large the colour steps across it are.
+
+    Raises: TypeError for an image of integers, whose differences would wrap round."""
+    if image.dtype.kind != 'f': raise TypeError(f'image: expected float, found {image.dtype} of shape {image.shape}')
+    labels = labels.astype(np.int64, copy=False)  # the numbers of pairs exceed the type that holds those of regions
     n = int(labels.max()) + 1
     steps, length = np.zeros((n, n)), np.zeros((n, n))
     for here, there in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
@@ -272,6 +287,16 @@ def _continue_download(url: str, part: Path, progress: bool):
         with open(part, 'ab' if done else 'wb') as file, tqdm(total=total, initial=done, unit='B', unit_scale=True, desc=part.stem, disable=not progress) as bar:
             for chunk in answer.iter_content(1 << 16): bar.update(file.write(chunk))
 
+def _complete(url: str, part: Path, tries: int, progress: bool):
+    "Fetch what is missing in `part`, with `tries` requests at most."
+    for left in reversed(range(max(1, tries))):
+        try: return _continue_download(url, part, progress)
+        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError, requests.Timeout):
+            if not left: raise
+
+def _has_hash(path: Path, sha256: str) -> bool: return path.is_file() and pooch.file_hash(str(path)) == sha256.lower()
+
+# %% ../nbs/01_masks.ipynb #89943832
 def fetch(
     url: str,  # http or https
     sha256: str,  # of the file, hexadecimal
@@ -282,20 +307,18 @@ def fetch(
     """Download a file once, continuing an interrupted download, and check its hash.
 
     Raises: ValueError for the wrong content, which is deleted; requests' errors (they are OSErrors) where the server cannot be reached."""
-    folder, name = Path(folder or pooch.os_cache('unsamflow')), Path(urlsplit(url).path).name
+    folder, name = Path(folder or pooch.os_cache('unsamflow')).expanduser().resolve(), Path(urlsplit(url).path).name
+    path, part = folder / name, folder / f'{name}.part'
+    if _has_hash(path, sha256): return path  # in a folder that cannot be written, too
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f'{name}.part'
-
-    def download(url, target, _):
-        for left in reversed(range(tries)):
-            try: _continue_download(url, part, progress)
-            except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError, requests.Timeout):
-                if not left: raise
-            else: break
-        part.replace(target)
-
     with FileLock(folder / f'{name}.lock'):
-        return Path(pooch.retrieve(url, f'sha256:{sha256}', name, folder, downloader=download))
+        if _has_hash(path, sha256): return path  # another process was at it
+        _complete(url, part, tries, progress)
+        if not _has_hash(part, sha256):
+            part.unlink()
+            raise ValueError(f'{url}: expected a file of sha256 {sha256}; what came does not match the known hash, and is deleted')
+        part.replace(path)
+    return path
 
 # %% ../nbs/01_masks.ipynb #6ce6f4dd
 def read_weights(
@@ -399,13 +422,14 @@ def full_segmentation(
 ) -> ndarray:  # (H, W) uint16: 0 = background, 1..N = segments, by falling area of their masks
     """Give every pixel one label: that of the smallest mask that covers it, or 0 (UnSAMFlow, Secs. 3.4, 3.5).
 
-    Raises: TypeError for what is no record; ValueError for a mask of another size, a broken RLE, or more than 65,535 segments."""
+    Raises: TypeError for what is no record; ValueError for a mask of another size, one that is not binary, a broken RLE, or more than
+    65,535 segments."""
     runs = _all_runs(records, size)
     areas = np.array([mask[1::2].sum() for mask in runs], np.int64)
     labels = np.zeros(size[0] * size[1], np.int32)  # column by column, like the runs
     order = np.argsort(areas, kind='stable')[::-1]  # of equal areas, the earlier mask comes last and stays on top
     for label, index in enumerate(order[areas[order] < labels.size], 1):
-        start, body = runs[index][0], runs[index][1:]
+        start, body = runs[index][0], runs[index][1:len(runs[index]) // 2 * 2]  # without the zeros before and after it
         inside = np.repeat(np.arange(len(body)) % 2 == 0, body)
         np.copyto(labels[start:start + len(inside)], label, where=inside)
     return np.ascontiguousarray(_compact(labels).reshape(size[1], size[0]).T)
@@ -447,29 +471,36 @@ def key_objects(
     The bounds are those for the data sets' original resolution: scale `height` and `width` as the image is scaled.
     Raises: as `full_segmentation` does for bad records."""
     shared = overlap_matrix(records, size)
-    masks = [decode(record, size) for record in records]
-    w, h = np.array([_box(mask)[2:] for mask in masks], np.int64).reshape(-1, 2).T
+    w, h = np.array([_box(decode(record, size))[2:] for record in records], np.int64).reshape(-1, 2).T  # one mask in memory at a time
     keep = (height[0] <= h) & (h <= height[1]) & (width[0] <= w) & (w <= width[1])
     keep &= np.diag(shared) >= min_fill * w * h
     keep &= (shared > 0).sum(1) - (np.diag(shared) > 0) >= min_overlaps
-    return np.array([masks[index] for index in np.flatnonzero(keep)], bool).reshape(-1, *size)
+    return np.array([decode(records[index], size) for index in np.flatnonzero(keep)], bool).reshape(-1, *size)
 
 # %% ../nbs/01_masks.ipynb #e6fc10c1
 def _settings_hash(settings: dict) -> str:
     "Sixteen hexadecimal digits that stand for the settings, whatever the order of their keys."
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
-def _read_json(path: Path) -> dict:
-    "The content of a json file, gzipped or not. Raises: ValueError that names the file when it is damaged."
-    try: return json.loads(gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes())
+def _read_json(path: Path, key: str) -> dict:
+    "The content of a json file that has `key`, gzipped or not. Raises: ValueError that names the file when it is damaged or another's."
+    try: content = json.loads(gzip.decompress(path.read_bytes()) if path.suffix == '.gz' else path.read_bytes())
     except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
         raise ValueError(f'{path}: expected a whole json file, found {path.stat().st_size} bytes that are none ({error}); delete it to have it made again') from error
+    if isinstance(content, dict) and key in content: return content
+    raise ValueError(f'{path}: expected the {key} that a mask store has written, found other json: {str(content)[:60]}; delete it to have it made again')
 
 def _write_json(path: Path, content: dict):
     "Write json atomically, gzipped if the suffix says so; the same content gives the same bytes."
-    encoded = json.dumps(content, default=lambda value: value.tolist()).encode()  # numpy's numbers and arrays as lists
+    encoded = json.dumps(content, default=_plain, allow_nan=False).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary: temporary.write_bytes(gzip.compress(encoded, 6, mtime=0) if path.suffix == '.gz' else encoded)
+
+def _plain(value):
+    "What json can hold in place of `value`: numpy's numbers, arrays and tensors as lists, and null for NaN, which json does not know."
+    if hasattr(value, 'tolist'): value = value.tolist()
+    elif not isinstance(value, (str, float, int, list, tuple, dict, type(None))): raise TypeError(f'expected what json can hold, found {value!r}')
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 # %% ../nbs/01_masks.ipynb #05661175
 class Built(NamedTuple):
@@ -483,11 +514,18 @@ class Built(NamedTuple):
     def images_per_second(self) -> float: return self.made / max(self.seconds, 1e-9)
 
 # %% ../nbs/01_masks.ipynb #7dca3da5
+def _storable(record: dict, name: str) -> dict:
+    "The record with its mask as compressed RLE that certainly fills its size, its entries such as json can hold."
+    rle = _as_rle(record, name)
+    _runs({'segmentation': rle}, rle['size'], name)
+    return {key: _plain(value) for key, value in {**record, 'segmentation': rle}.items()}
+
+# %% ../nbs/01_masks.ipynb #3a0f5991
 class MaskStore:
     """The mask records of many images in a folder: `store[name]`, `store[name] = records`, `name in store`, iteration over names.
 
-    Raises: KeyError for an image that has no masks; ValueError where the folder holds masks of other settings, or a damaged file;
-    TypeError for what is no record; OSError where the folder cannot be written."""
+    Raises: KeyError for an image that has no masks; ValueError where the folder holds masks of other settings, or a damaged file, and for
+    a record whose RLE is broken; TypeError for what is no record; OSError where the folder cannot be written."""
 
     def __init__(
         self,
@@ -495,8 +533,13 @@ class MaskStore:
         settings: dict | None = None,  # the generator's, json-able; None: those that the folder has
     ):
         self.folder, self.settings = Path(folder), None
-        if (self.folder / 'settings.json').exists(): self.settings = _read_json(self.folder / 'settings.json')['settings']
+        self._look()
         if settings is not None: self._agree(settings)
+
+    def _look(self):
+        "Take over the folder's settings, if it has any by now: another process may record them after this store was opened."
+        path = self.folder / 'settings.json'
+        if self.settings is None and path.exists(): self.settings = _read_json(path, 'settings')['settings']
 
     def _agree(self, settings: dict):
         "Record the settings if the store has none yet; refuse them if it has others."
@@ -504,7 +547,7 @@ class MaskStore:
         if not path.exists():
             with self._lock('settings', -1):
                 if not path.exists(): _write_json(path, {'settings': settings, 'hash': _settings_hash(settings)})
-        self.settings = _read_json(path)['settings']
+        self.settings = _read_json(path, 'settings')['settings']
         keys = sorted(key for key in self.settings | settings if self.settings.get(key) != settings.get(key))
         if keys: raise ValueError(f'{self.folder}: holds masks of other settings: ' + ', '.join(f'{k}: {self.settings.get(k)!r}, asked for {settings.get(k)!r}' for k in keys))
 
@@ -514,12 +557,12 @@ class MaskStore:
 
     def lock(self, name: str, timeout: float = -1) -> FileLock:
         "The lock under which an image's masks are made: one of 256 files, so that a large store is not littered with them."
-        return self._lock(hashlib.sha256(name.encode()).hexdigest()[:2], timeout)
+        return self._lock(hashlib.sha256(os.fsencode(name)).hexdigest()[:2], timeout)
 
     def path(self, name: str) -> Path:
         "The file of an image's records. Raises: ValueError for a name that leads out of the folder."
-        parts = name.split('/')
-        if not name or '\\' in name or any(part.startswith('.') or not part for part in parts):
+        parts = name.split('/') if isinstance(name, str) and '\\' not in name else ['']
+        if any(part.startswith('.') or not part for part in parts):
             raise ValueError(f'name: expected a relative path such as training/frame_0001.png, found {name!r}')
         return self.folder / 'records' / f'{name}.json.gz'
 
@@ -532,15 +575,17 @@ class MaskStore:
     def __getitem__(self, name: str) -> list[dict]:
         path = self.path(name)
         if not path.exists(): raise KeyError(f'{self.folder}: has no masks of {name}')
-        content = _read_json(path)
+        content = _read_json(path, 'records')
+        self._look()
         expected = _settings_hash(self.settings or {})
         if content.get('settings') != expected: raise ValueError(f"{path}: expected masks of the store's settings {expected}, found {content.get('settings')}")
         return content['records']
 
     def __setitem__(self, name: str, records: list[dict]):
         path = self.path(name)
+        records = [_storable(record, f'{name}[{index}]') for index, record in enumerate(records)]
+        self._look()
         if self.settings is None: self._agree({})
-        records = [{**record, 'segmentation': _as_rle(record, f'{name}[{index}]')} for index, record in enumerate(records)]
         _write_json(path, {'settings': _settings_hash(self.settings), 'records': records})
 
     def build(
@@ -552,7 +597,7 @@ class MaskStore:
         """Make the masks of all images that have none yet, in any number of processes at once; may be interrupted and called again.
 
         An image that cannot be read is reported, skipped, and named in the result. Raises: ValueError where the store holds masks of
-        other settings; what the generator raises; OSError where the folder cannot be written."""
+        other settings, or where a mask is not of its image's size; what the generator raises; OSError where the folder cannot be written."""
         return _build(self, generator, named_images, progress)
 
 # %% ../nbs/01_masks.ipynb #3f46547a
@@ -560,8 +605,8 @@ def _build(store: MaskStore, generator: Callable, named_images, progress: bool) 
     "`MaskStore.build`: first the images that nobody is at, then what is left of the others'."
     start = time.perf_counter()
     store._agree(getattr(generator, 'settings', None) or {'generator': getattr(generator, '__name__', type(generator).__name__)})
-    images = list(named_images.items() if isinstance(named_images, Mapping) else named_images)
-    waiting, made, failed = [pair for pair in images if pair[0] not in store], 0, {}
+    images = dict(named_images)  # each name once
+    waiting, made, failed = [pair for pair in images.items() if pair[0] not in store], 0, {}
     with tqdm(total=len(waiting), unit='image', disable=not progress) as bar:
         for timeout in (0, -1):
             held = []
@@ -581,7 +626,10 @@ def _make(store: MaskStore, generator: Callable, name: str, source, failed: dict
         failed[name] = str(error)
         tqdm.write(f'{name}: skipped: {error}')
         return False
-    try: store[name] = generator(image)
+    try:
+        records = list(generator(image))
+        _all_runs(records, image.shape[:2])  # what would fail in training fails now, before days have gone into more of it
+        store[name] = records
     except Exception as error:
         error.add_note(f'while making the masks of {name}')
         raise
