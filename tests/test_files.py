@@ -329,7 +329,7 @@ def test_a_bad_image_is_refused_before_anything_is_written(tmp_path):
     assert only(tmp_path) == []
 
 
-# What a second reader found
+# Errors of others, folders that refuse, leftovers
 
 class Lost(OSError):
     "As a library raises it: no number, no file."

@@ -297,7 +297,7 @@ def test_bad_submissions_are_one_clear_line(elsewhere, monkeypatch, arguments, w
     assert all(word in done.stderr for word in words), done.stderr
 
 
-# What a second reader found
+# Signs, colours, and what must not pass in silence
 
 def test_known_motion_comes_out_in_every_form(frames, tmp_path):
     "The texture moves 2 px to the right from frame to frame: order of the frames, sign, unit; the files hold what `predict_both` says."

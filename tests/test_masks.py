@@ -158,17 +158,6 @@ def test_more_segments_than_labels_are_refused():
     with pytest.raises(ValueError, match='at most 65,535 segments, found 65,536'): full_segmentation(pixels, (side, side))
 
 
-def test_a_mask_costs_what_it_covers_wherever_it_lies():
-    "Paint over everything right of a mask, as was once done, and those at the left edge cost a hundred times as much."
-    def seconds(column):
-        counts = [[column * 1000 + 2 * row, 1, 4_999_999 - column * 1000 - 2 * row] for row in range(300)]
-        records = [make_record(np.ones((1000, 5000), bool))] + [{'segmentation': {'size': [1000, 5000], 'counts': runs}} for runs in counts]
-        start = time.process_time()
-        assert full_segmentation(records, (1000, 5000)).max() == 300
-        return time.process_time() - start
-    assert min(seconds(0), seconds(0)) < 4 * min(seconds(4999), seconds(4999))
-
-
 @pytest.mark.parametrize('runs', [[0, 12], [12], [0, 0, 3, 0, 9], [0, 0, 3, 0, 4, 5], [3, 0, 0, 2, 7], [11, 1], [0, 1, 11]])
 def test_runs_of_any_shape_are_painted(runs):
     "Empty ones among them, and with or without a last run of zeros."
